@@ -1,9 +1,10 @@
 """Settings as values: load a config file, override its fields, write it as JSON, name it by fingerprint.
 
-Only this file knows the command-line library. A config file is Python with one function, `study()` or `run()`,
+A config file is Python with one function, `study()` or `run()`,
 that takes no argument and returns a frozen dataclass.
 """
 
+import ast
 import dataclasses
 import difflib
 import hashlib
@@ -49,7 +50,9 @@ def from_plain(data: Any) -> Any:
             return fields
         module, _, name = data["class"].partition(":")
         if module.split(".")[0] != "dynamics":
-            raise UserError(f"settings name the class {data['class']!r}; only classes of dynamics are read back from JSON")
+            raise UserError(
+                f"settings name the class {data['class']!r}; only classes of dynamics are read back from JSON"
+            )
         kind = getattr(importlib.import_module(module), name, None)
         if kind is None or not dataclasses.is_dataclass(kind):
             raise UserError(f"settings name the class {data['class']!r}, which this version of dynamics does not have")
@@ -82,8 +85,14 @@ def load(path: str | Path, *, function: str) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else [])
-        hint = f"; did you mean {path.parent / near[0]}?" if near else "; give the path of a Python file such as configs/practice.py"
+        near = difflib.get_close_matches(
+            path.name, [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        )
+        hint = (
+            f"; did you mean {path.parent / near[0]}?"
+            if near
+            else "; give the path of a Python file such as configs/practice.py"
+        )
         raise UserError(f"no config file {path}{hint}")
     spec = importlib.util.spec_from_file_location(f"dynamics_config_{path.stem}", path)
     if spec is None or spec.loader is None:
@@ -100,10 +109,58 @@ def load(path: str | Path, *, function: str) -> Any:
     return make()
 
 
-def override(value: T, arguments: Sequence[str], *, prog: str) -> T:
-    """The settings with `--field value` arguments applied; unknown fields and bad types end with a hint and exit code 2."""
-    if not arguments:
-        return value
-    import tyro
+def override(value: T, assignments: Sequence[str]) -> T:
+    """The settings with each `field.field=value` applied; numbers, words and lists of them change, kinds do not.
 
-    return tyro.cli(type(value), default=value, args=list(arguments), prog=prog, config=(tyro.conf.AvoidSubcommands,))
+    >>> override(budget, ["epochs=3"])
+    Budget(epochs=3)
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment!r} has no '='; write --set field=value, such as --set run.rows=16")
+        value = _replaced(value, path.strip().split("."), text.strip(), path.strip())
+    return value
+
+
+def _replaced(value: Any, path: list[str], text: str, whole: str) -> Any:
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise UserError(
+            f"--set {whole}: {type(value).__name__} {value!r} has no fields; end the path before .{path[0]}"
+        )
+    fields = {field.name for field in dataclasses.fields(value)}
+    if path[0] not in fields:
+        near = difflib.get_close_matches(path[0], sorted(fields), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(
+            f"--set {whole}: {type(value).__name__} has no field {path[0]!r}{hint}; it has {', '.join(sorted(fields))}"
+        )
+    current = getattr(value, path[0])
+    changed = _replaced(current, path[1:], text, whole) if path[1:] else _parsed(current, text, whole)
+    return dataclasses.replace(value, **{path[0]: changed})
+
+
+def _parsed(current: Any, text: str, whole: str) -> Any:
+    """The text read as the kind of value that stands there now."""
+    if isinstance(current, bool):
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"--set {whole}={text}: a claim is true or false")
+        return text.lower() == "true"
+    if isinstance(current, tuple):
+        items = [item.strip() for item in text.strip("()[]").split(",") if item.strip()]
+        sample = current[0] if current else ""
+        return tuple(_parsed(sample, item, whole) for item in items)
+    if isinstance(current, (int, float)):
+        kind = type(current)
+        try:
+            return kind(text)
+        except ValueError:
+            raise UserError(f"--set {whole}={text}: needs {kind.__name__}, such as {current}") from None
+    if isinstance(current, str):
+        return text
+    if current is None:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+    raise UserError(f"--set {whole}: a {type(current).__name__} is chosen in the config file, not on the command line")

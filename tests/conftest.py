@@ -42,4 +42,6 @@ def shared_data() -> Path:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [r for r in terminalreporter.stats.get("skipped", []) if "real sample data" in str(r.longrepr)]
     if skipped:
-        terminalreporter.write_line(f"{len(skipped)} tests skipped: no folder of real sample data (DYNAMICS_SHARED_DATA)")
+        terminalreporter.write_line(
+            f"{len(skipped)} tests skipped: no folder of real sample data (DYNAMICS_SHARED_DATA)"
+        )

@@ -1,0 +1,220 @@
+"""The command line: `dynamics study|train|eval|data|model|version`.
+
+This file parses and reports; each command's work is imported only when it runs, so that `--help` answers at once.
+Exit codes: 0 done, 1 a fault of ours, 2 a mistake the user can mend, 75 stopped by SIGTERM with everything saved,
+130 stopped by Ctrl-C with everything saved.
+"""
+
+import argparse
+import difflib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from dynamics.errors import UserError
+
+EXIT_USER = 2
+EXIT_FAULT = 1
+EXIT_CTRL_C = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line errors that offer the nearest allowed word."""
+
+    def error(self, message: str) -> NoReturn:
+        given, _, allowed = message.partition("invalid choice: ")
+        if allowed:
+            word, _, rest = allowed.partition(" (choose from ")
+            choices = [choice.strip(" '") for choice in rest.rstrip(")").split(",")]
+            near = difflib.get_close_matches(word.strip("'"), choices, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            message = f"{given}{word} is not one of {', '.join(choices)}{hint}"
+        self.exit(EXIT_USER, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _command(
+    group: "argparse._SubParsersAction[_Parser]", name: str, run: str, summary: str, example: str
+) -> argparse.ArgumentParser:
+    """A leaf command: `run` is 'module:function', imported when the command is used."""
+    parser = group.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    return parser
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, for machines")
+
+
+def _config(parser: argparse.ArgumentParser, kind: str) -> None:
+    parser.add_argument("config", help=f"a Python file with a function {kind}(), such as configs/practice.py")
+    parser.add_argument("--data-dir", help="folder of the records, where the config reads files")
+    parser.add_argument(
+        "--on-bad-record",
+        choices=("error", "skip"),
+        help="error: stop at the first bad line (default); skip: write it with its reason to rejected.jsonl and count it",
+    )
+
+
+def _study_commands(root: "argparse._SubParsersAction[_Parser]") -> None:
+    group = root.add_parser("study", help="run a study, see how far it is, write its report").add_subparsers(
+        dest="subcommand", required=True, metavar="run|status|report"
+    )
+    run = _command(
+        group, "run", "study:run", "Run the cells of a study that are missing, then write its report.",
+        "dynamics study run configs/practice.py --workers 2",
+    )  # fmt: skip
+    _config(run, "study")
+    run.add_argument("--output", default="results", help="the study's folder is made in this one (default: results)")
+    run.add_argument("--workers", type=int, help="worker processes (default: one a core)")
+    run.add_argument(
+        "--way",
+        choices=("auto", "workers", "vmap", "singles"),
+        default="auto",
+        help="how cells share the machine: pinned processes, one vmapped step, or one after another (default: auto)",
+    )
+    run.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a number, e.g. run.rows=16"
+    )
+    _json(run)
+    for name, summary in (
+        ("status", "Show cells done, running, failed and to do, with the time left."),
+        ("report", "Write the report of whatever is done so far."),
+    ):
+        command = _command(group, name, f"study:{name}", summary, f"dynamics study {name} results/practice")
+        command.add_argument("folder", help="a study's folder, such as results/practice")
+        _json(command)
+
+
+def _data_commands(root: "argparse._SubParsersAction[_Parser]") -> None:
+    group = root.add_parser("data", help="see, check and write data").add_subparsers(
+        dest="subcommand", required=True, metavar="show|check|practice"
+    )
+    show = _command(
+        group, "show", "data:show",
+        "Show what a config would train on: abilities x volumes x tokens, and rendered rows with the trained part marked.",
+        "dynamics data show configs/practice.py --rows 2",
+    )  # fmt: skip
+    _config(show, "study")
+    show.add_argument("--output", default="results", help="where prepared data is kept (default: results)")
+    show.add_argument("--rows", type=int, default=1, help="rendered samples for each ability (default: 1)")
+    _json(show)
+    check = _command(
+        group, "check", "data:check", "Read record files and report every bad line, with file, line and field.",
+        "dynamics data check my_records.jsonl more.jsonl.gz",
+    )  # fmt: skip
+    check.add_argument("files", nargs="+", help="JSON-Lines files, .gz too")
+    _json(check)
+    practice = _command(
+        group, "practice", "data:practice", "Write the practice set as JSON-Lines files, one folder for each ability.",
+        "dynamics data practice practice_set --records 1000 --seed 1",
+    )  # fmt: skip
+    practice.add_argument("folder", help="the folder to write; must be new or empty")
+    practice.add_argument("--records", type=int, default=1000, help="training records for each ability (default: 1000)")
+    practice.add_argument("--seed", type=int, default=0, help="another seed gives other records (default: 0)")
+    _json(practice)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="dynamics",
+        description="Train instruction-tuned LLaMA-style models and study how each of their abilities grows.",
+        epilog="example:\n  dynamics study run configs/practice.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    root = parser.add_subparsers(dest="command", required=True, metavar="study|train|eval|data|model|version")
+    _study_commands(root)
+    train = _command(
+        root, "train", "train:train", "Train one run and evaluate it; an interrupted run goes on where it stopped.",
+        "dynamics train configs/train_practice.py --output results/one",
+    )  # fmt: skip
+    _config(train, "run")
+    train.add_argument("--output", default="results/train", help="the run's folder (default: results/train)")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a number, e.g. volume=64"
+    )
+    _json(train)
+    evaluate = _command(
+        root, "eval", "train:evaluate", "Score a finished run's model on each ability.",
+        "dynamics eval results/practice/cells/0123456789ab --split valid",
+    )  # fmt: skip
+    evaluate.add_argument("checkpoint", help="the folder of a finished run or cell")
+    evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="which items (default: test)")
+    evaluate.add_argument("--records", nargs="+", help="score these record files in place of the run's own split")
+    _json(evaluate)
+    _data_commands(root)
+    model = root.add_parser("model", help="the named sizes").add_subparsers(
+        dest="subcommand", required=True, metavar="info"
+    )
+    info = _command(
+        model, "info", "model:info", "Show a named size: shapes, parameters, bytes.", "dynamics model info 7b"
+    )
+    info.add_argument("size", nargs="?", help="a named size; without one, all of them")
+    info.add_argument("--vocab", type=int, help="vocabulary rows (default: the size's own)")
+    _json(info)
+    version = _command(
+        root, "version", "model:version", "Show the versions that results depend on.", "dynamics version"
+    )
+    _json(version)
+    return parser
+
+
+def _load(run: str) -> Callable[[argparse.Namespace], int]:
+    import importlib
+
+    module, _, function = run.partition(":")
+    return getattr(importlib.import_module(f"dynamics.cli.{module}"), function)
+
+
+def _say(message: str) -> None:
+    print(f"dynamics: {' '.join(message.split())}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors are one line on standard error."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _load(options.run)(options)
+    except UserError as error:
+        if options.debug:
+            traceback.print_exc()
+        _say(str(error))
+        return EXIT_USER
+    except KeyboardInterrupt as stop:
+        _say(str(stop) or "stopped; everything finished is saved: run the same command again to go on")
+        return getattr(stop, "exit_code", EXIT_CTRL_C)
+    except BrokenPipeError:
+        # The reader (head, less) has gone: not an error. Python would complain once more at exit without this.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if options.debug:
+            traceback.print_exc()
+        _say(_os_error(error))
+        return EXIT_USER
+    except Exception as error:  # the last line of defence: name it, do not bury the user in frames
+        if options.debug:
+            traceback.print_exc()
+        _say(f"fault in dynamics: {type(error).__name__}: {error}; run again with --debug for the traceback")
+        return EXIT_FAULT
+
+
+def _os_error(error: OSError) -> str:
+    advice = {
+        errno.ENOSPC: "the disk is full: free some space and run the same command again; finished work is kept",
+        errno.EROFS: "the file system is read-only: give a writable folder with --output",
+        errno.EACCES: "no permission: give a writable folder with --output, or change its rights",
+    }.get(error.errno or 0, "")
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}{'; ' + advice if advice else ''}"

@@ -1,0 +1,91 @@
+"""Settings are values: JSON and back is identity, overrides are typed, mistakes are named."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynamics import config
+from dynamics.errors import UserError
+from dynamics.record import Record, Turn
+
+
+def record(text: str = "hello", idx: int = 3) -> Record:
+    return Record(
+        messages=(Turn(role="user", content=text), Turn(role="assistant", content="yes")), ability="math", idx=idx
+    )
+
+
+@given(text=st.text(min_size=1).filter(str.strip), idx=st.integers())
+def test_json_and_back_is_identity(text, idx):
+    value = record(text, idx)
+    assert config.from_json(config.to_json(value)) == value
+
+
+def test_equal_settings_have_equal_fingerprints_and_others_do_not():
+    assert config.fingerprint(record()) == config.fingerprint(record())
+    assert config.fingerprint(record()) != config.fingerprint(record(idx=4))
+
+
+def test_classes_of_other_packages_are_not_built_from_json():
+    with pytest.raises(UserError, match="only classes of dynamics"):
+        config.from_json('{"class": "subprocess:Popen", "args": "ls"}')
+
+
+def test_a_function_is_not_a_setting():
+    with pytest.raises(UserError, match="cannot be written as JSON"):
+        config.to_json({"rule": len})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inner:
+    rows: int = 8
+    rate: float = 0.5
+    limit: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outer:
+    inner: Inner = Inner()
+    volumes: tuple[int, ...] = (1, 4)
+    fast: bool = False
+
+
+def test_overrides_reach_inner_fields_and_keep_their_type():
+    changed = config.override(
+        Outer(), ["inner.rows=16", "inner.rate=1", "volumes=2,8,32", "fast=true", "inner.limit=7"]
+    )
+    assert changed == Outer(inner=Inner(rows=16, rate=1.0, limit=7), volumes=(2, 8, 32), fast=True)
+    assert isinstance(changed.inner.rate, float)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("inner.row=16", "did you mean 'rows'"),
+        ("inner.rows=many", "needs int, such as 8"),
+        ("inner.rows", "has no '='"),
+        ("fast=maybe", "true or false"),
+        ("inner.rows.more=1", "has no fields"),
+        ("inner=3", "chosen in the config file"),
+    ],
+)
+def test_a_wrong_override_says_what_is_allowed(assignment, message):
+    with pytest.raises(UserError, match=message):
+        config.override(Outer(), [assignment])
+
+
+def test_a_missing_config_offers_the_nearest_name(tmp_path):
+    (tmp_path / "practice.py").write_text("def study(): return 1\n")
+    with pytest.raises(UserError, match=r"did you mean .*practice\.py"):
+        config.load(tmp_path / "practise.py", function="study")
+    with pytest.raises(UserError, match=r"has no function run\(\)"):
+        config.load(tmp_path / "practice.py", function="run")
+    assert config.load(tmp_path / "practice.py", function="study") == 1
+
+
+def test_a_config_that_is_not_python_names_the_line(tmp_path):
+    (tmp_path / "bad.py").write_text("x = 1\ndef study(:\n")
+    with pytest.raises(UserError, match=r"bad\.py:2"):
+        config.load(tmp_path / "bad.py", function="study")
