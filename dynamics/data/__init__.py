@@ -1,0 +1,1 @@
+"""Records to batches: sources, tokenizers, templates, mixtures, packing."""
