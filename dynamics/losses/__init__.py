@@ -1,0 +1,1 @@
+"""What is minimised: pure losses over arrays, and objectives that return sums and weights."""

@@ -1,0 +1,298 @@
+"""LLaMA: settings, named sizes, and the network as a plain pytree.
+
+Dimensions: b batch, l length, n flattened b*l, d model, h heads, k key/value heads, c head channels, f feed-forward,
+v vocabulary. Parameters of all blocks are stacked along a leading dimension `layers`, so that depth is a number and
+not a structure: the same arrays run scanned or unrolled, and lie on disk in one way.
+
+Source: Touvron et al. 2023 (LLaMA); grouped queries from Ainslie et al. 2023.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from dynamics.errors import UserError
+from dynamics.model.attention import Kind, attention
+from dynamics.model.sharding import constrain
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are changed to reach longer contexts than the model was trained on."""
+
+    factor: float
+
+    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearScaling(RopeScaling):
+    """Every position is divided by `factor`. Source: Chen et al. 2023 (position interpolation)."""
+
+    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
+        return frequencies / self.factor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Llama3Scaling(RopeScaling):
+    """Slow frequencies are divided by `factor`, fast ones kept, those between blended. Source: Llama 3.1's release."""
+
+    low_freq_factor: float
+    high_freq_factor: float
+    original_length: int  # tokens, the context of the first training
+
+    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
+        turns = self.original_length * frequencies / (2 * np.pi)  # turns within the original context
+        blend = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        blend = np.clip(blend, 0.0, 1.0)
+        return (1 - blend) * frequencies / self.factor + blend * frequencies
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """The shape of a model and how it is computed. Sizes come from SIZES; change fields with dataclasses.replace."""
+
+    name: str  # a label, shown in reports
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    d_ff: int
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    rms_eps: float = 1e-6
+    tied_head: bool = False
+    param_dtype: str = "float32"
+    compute_dtype: str = "float32"
+    remat: Literal["none", "full", "dots"] = "none"
+    scan_layers: bool = False
+    attention: Kind = "auto"
+    attention_block: int = 128  # queries per block of the "blocks" attention
+
+    def __post_init__(self) -> None:
+        counts = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
+        for field in (*counts, "attention_block"):
+            if getattr(self, field) < 1:
+                raise UserError(f"model {self.name!r}: {field} is {getattr(self, field)}; give a whole number >= 1")
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"model {self.name!r}: num_heads {self.num_heads} is not a multiple of num_kv_heads "
+                f"{self.num_kv_heads}; each key/value head serves the same number of query heads"
+            )
+        if self.head_dim % 2:
+            raise UserError(f"model {self.name!r}: head_dim is {self.head_dim}; rotary positions need an even number")
+        for field in ("param_dtype", "compute_dtype"):
+            if getattr(self, field) not in DTYPES:
+                raise UserError(f"model {self.name!r}: {field} is {getattr(self, field)!r}; known: {', '.join(DTYPES)}")
+        if self.remat not in ("none", "full", "dots"):
+            raise UserError(f"model {self.name!r}: remat is {self.remat!r}; known: none, full, dots")
+        if self.attention not in ("auto", "reference", "blocks", "fused"):
+            raise UserError(
+                f"model {self.name!r}: attention is {self.attention!r}; known: auto, reference, blocks, fused"
+            )
+
+
+def _small(name: str, *, d_model: int, num_layers: int, head_dim: int, d_ff: int) -> LlamaConfig:
+    heads = d_model // head_dim
+    return LlamaConfig(
+        name=name, vocab_size=1024, d_model=d_model, num_layers=num_layers, num_heads=heads, num_kv_heads=heads,
+        head_dim=head_dim, d_ff=d_ff, tied_head=True,
+    )  # fmt: skip
+
+
+def _published(name: str, *, d_model: int, num_layers: int, num_heads: int, d_ff: int) -> LlamaConfig:
+    return LlamaConfig(
+        name=name, vocab_size=32_000, d_model=d_model, num_layers=num_layers, num_heads=num_heads,
+        num_kv_heads=num_heads, head_dim=128, d_ff=d_ff, compute_dtype="bfloat16", remat="dots", scan_layers=True,
+    )  # fmt: skip
+
+
+# Small sizes are ours (vocabulary 1,024 until the study sets its own); 7b to 65b are Table 2 of the LLaMA paper.
+SIZES: dict[str, LlamaConfig] = {
+    config.name: config
+    for config in (
+        _small("0.2m", d_model=64, num_layers=4, head_dim=16, d_ff=160),
+        _small("0.6m", d_model=96, num_layers=5, head_dim=16, d_ff=256),
+        _small("1.5m", d_model=128, num_layers=7, head_dim=32, d_ff=352),
+        _small("4m", d_model=224, num_layers=6, head_dim=32, d_ff=608),
+        _small("10m", d_model=320, num_layers=8, head_dim=32, d_ff=864),
+        _published("7b", d_model=4096, num_layers=32, num_heads=32, d_ff=11_008),
+        _published("13b", d_model=5120, num_layers=40, num_heads=40, d_ff=13_824),
+        _published("33b", d_model=6656, num_layers=60, num_heads=52, d_ff=17_920),
+        _published("65b", d_model=8192, num_layers=80, num_heads=64, d_ff=22_016),
+    )
+}
+
+
+def rope_frequencies(config: LlamaConfig) -> np.ndarray:
+    """Radians per position of each channel pair, [head_dim / 2], float64."""
+    half = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    frequencies = config.rope_theta**-half
+    return frequencies if config.rope_scaling is None else config.rope_scaling(frequencies)
+
+
+def rope_angles(config: LlamaConfig, positions: Int[Array, "..."]) -> tuple[Array, Array]:
+    """Cosine and sine of every position's angles, [..., head_dim / 2], float32."""
+    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(rope_frequencies(config), jnp.float32)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "... heads c"], cos: Array, sin: Array) -> Array:
+    """Turn channel pairs (i, i + c/2) by the position's angles.
+
+    Meta's weights interleave the pairs; ours, like HF's, are halves.
+    """
+    cos, sin = cos[..., None, :].astype(x.dtype), sin[..., None, :].astype(x.dtype)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def rms_norm(x: Float[Array, "... d"], scale: Float[Array, " d"], eps: float) -> Array:
+    """x over its root mean square (float32), times `scale`; the result has the dtype of x."""
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """One layer, or a stack of them: every parameter carries its layer as first dimension until it is scanned over."""
+
+    def __init__(self, config: LlamaConfig, key: Array) -> None:
+        layers, d, f, c = config.num_layers, config.d_model, config.d_ff, config.head_dim
+        h, k = config.num_heads, config.num_kv_heads
+        keys = iter(jax.random.split(key, 7))
+
+        def weight(shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, gain: float = 1.0) -> nnx.Param:
+            value = jax.random.normal(next(keys), (layers, *shape), jnp.float32) * (gain * fan_in**-0.5)
+            return nnx.Param(value.astype(config.param_dtype), logical_axes=("layers", *axes))
+
+        def scale() -> nnx.Param:
+            return nnx.Param(jnp.ones((layers, d), config.param_dtype), logical_axes=("layers", "norm"))
+
+        # The two products that write to the residual stream start smaller, so that depth does not blow it up.
+        out_gain = (2 * layers) ** -0.5
+        self.attention_norm = scale()
+        self.query = weight((d, h, c), ("embed", "heads", "head_dim"), d)
+        self.key = weight((d, k, c), ("embed", "kv_heads", "head_dim"), d)
+        self.value = weight((d, k, c), ("embed", "kv_heads", "head_dim"), d)
+        self.output = weight((h, c, d), ("heads", "head_dim", "embed"), h * c, out_gain)
+        self.mlp_norm = scale()
+        self.gate = weight((d, f), ("embed", "mlp"), d)
+        self.up = weight((d, f), ("embed", "mlp"), d)
+        self.down = weight((f, d), ("mlp", "embed"), f, out_gain)
+        self.config = config
+
+
+class Llama(nnx.Module):
+    """Tokens to hidden states; `head` turns hidden states into logits. A pytree: every jax transform works on it."""
+
+    def __init__(self, config: LlamaConfig, key: Array) -> None:
+        embed_key, head_key, block_key = jax.random.split(key, 3)
+        v, d, dtype = config.vocab_size, config.d_model, config.param_dtype
+
+        def normal(key: Array, shape: tuple[int, int], axes: tuple[str, str]) -> nnx.Param:
+            return nnx.Param((jax.random.normal(key, shape) * d**-0.5).astype(dtype), logical_axes=axes)
+
+        self.embedding = normal(embed_key, (v, d), ("vocab", "embed"))
+        self.blocks = Block(config, block_key)
+        self.final_norm = nnx.Param(jnp.ones(d, dtype), logical_axes=("norm",))
+        self.untied_head = None if config.tied_head else normal(head_key, (d, v), ("embed", "vocab"))
+        self.config = config
+
+    @property
+    def head(self) -> Float[Array, "d v"]:
+        """The matrix from hidden states to logits."""
+        return self.embedding[...].T if self.untied_head is None else self.untied_head[...]
+
+    def __call__(
+        self, tokens: Int[Array, "b l"], positions: Int[Array, "b l"], segments: Int[Array, "b l"]
+    ) -> Float[Array, "b l d"]:
+        """Hidden states after the final norm, in the compute dtype. Segment 0 is padding: finite, seen by nobody."""
+        config = self.config
+        x = jnp.take(self.embedding[...], tokens, axis=0).astype(config.compute_dtype)
+        x = constrain(x, ("batch", "length", "channels"))
+        rope = rope_angles(config, positions)
+
+        def run(x: Array, block: Block) -> tuple[Array, None]:
+            return apply_block(block, x, rope, segments), None
+
+        run = _rematerialised(run, config.remat)
+        if config.scan_layers:
+            x, _ = jax.lax.scan(run, x, self.blocks)
+        else:
+            for block in unstacked(self.blocks, config.num_layers):
+                x, _ = run(x, block)
+        return rms_norm(x, self.final_norm[...], config.rms_eps)
+
+
+def apply_block(
+    block: Block, x: Float[Array, "b l d"], rope: tuple[Array, Array], segments: Int[Array, "b l"]
+) -> Float[Array, "b l d"]:
+    """One layer: attention and SwiGLU, each normed before and added to the residual stream."""
+    config = block.config
+    query, key, value = project_qkv(block, x, rope)
+    mixed = attention(query, key, value, segments, kind=config.attention, block=config.attention_block)
+    return constrain(finish_block(block, x, mixed), ("batch", "length", "channels"))
+
+
+def project_qkv(block: Block, x: Float[Array, "b l d"], rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    """Rotated queries [b, l, h, c], rotated keys [b, l, k, c] and values [b, l, k, c]."""
+    normed = rms_norm(x, block.attention_norm[...], block.config.rms_eps)
+    query, key, value = (dense(normed, weight[...]) for weight in (block.query, block.key, block.value))
+    return rotate(query, *rope), rotate(key, *rope), value
+
+
+def finish_block(block: Block, x: Float[Array, "*rows d"], mixed: Float[Array, "*rows h c"]) -> Array:
+    """Everything after the mixing, which is position by position: output product, residuals, SwiGLU."""
+    mixed = mixed.reshape(*mixed.shape[:-2], -1)
+    x = x + dense(mixed, block.output[...].reshape(-1, x.shape[-1]))
+    normed = rms_norm(x, block.mlp_norm[...], block.config.rms_eps)
+    wide = jax.nn.silu(dense(normed, block.gate[...])) * dense(normed, block.up[...])
+    return x + dense(wide, block.down[...])
+
+
+def dense(x: Float[Array, "*rows d"], weight: Float[Array, "d ..."]) -> Float[Array, "..."]:
+    """x @ weight over the last dimension of x, in the dtype of x, as one flat matrix product.
+
+    Flat because XLA's CPU matrix product is up to 1.5 times slower on inputs of three dimensions.
+    """
+    flat = x.reshape(-1, x.shape[-1]) @ weight.reshape(weight.shape[0], -1).astype(x.dtype)
+    return flat.reshape(*x.shape[:-1], *weight.shape[1:])
+
+
+def unstacked(blocks: Block, num_layers: int) -> list[Block]:
+    """One Block per layer. By lax.split, whose gradient is one concatenation instead of a padded sum per layer."""
+    leaves, structure = jax.tree.flatten(blocks)
+    pieces = [jax.lax.split(leaf, (1,) * num_layers) for leaf in leaves]
+    return [jax.tree.unflatten(structure, [p[i].squeeze(0) for p in pieces]) for i in range(num_layers)]
+
+
+def _rematerialised(run: Callable, remat: str) -> Callable:
+    """`run` that keeps everything ("none"), nothing ("full") or only weight products ("dots") for the backward pass."""
+    if remat == "full":
+        return jax.checkpoint(run)
+    if remat == "dots":
+        return jax.checkpoint(run, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    return run
+
+
+def init(config: LlamaConfig, key: Array) -> Llama:
+    """A freshly drawn model; `jax.eval_shape(functools.partial(init, config), key)` gives its shapes alone."""
+    return Llama(config, key)
+
+
+def abstract(config: LlamaConfig) -> Llama:
+    """The model with shapes in place of arrays; nothing is allocated, so 65b costs as little as 0.2m."""
+    return jax.eval_shape(functools.partial(init, config), jax.random.key(0))
