@@ -190,7 +190,7 @@ class Tulu(Template):
 
 @dataclass(frozen=True, kw_only=True)
 class Llama2(Template):
-    """`<bos>`[INST] text [/INST] text `<eos>` for each pair of turns; the first text opens with <<SYS>> if there is one.
+    """`<bos>`[INST] text [/INST] text `<eos>` for each pair; a system text stands in <<SYS>> in the first.
 
     Source: generation.py of meta-llama/llama, `chat_completion`, which keeps the space before `<eos>`.
     """
@@ -353,7 +353,7 @@ def _split_system(messages: Sequence[Turn], name: str) -> tuple[str | None, Sequ
 
 
 def _system_into_user(messages: Sequence[Turn], name: str, join: Callable[[str, str], str]) -> Sequence[Turn]:
-    """The turns with a system text at the start joined into the first user turn, for templates without a system role."""
+    """The turns with a system text joined into the first user turn, for templates without a system role."""
     system, turns = _split_system(messages, name)
     if system is None:
         return turns

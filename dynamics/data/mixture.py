@@ -1,0 +1,188 @@
+"""Which records a run trains on, and in which order: nested slices per ability, exact quotas, seeded orders.
+
+A slice depends on the ids of its own ability and on a seed, never on the order of lines, the names of files or the
+other abilities. So the slice of 4 holds the slice of 1, and adding an ability changes no other slice. The published
+code of DoIT drew disjoint samples in directory order from one random stream, which has none of these properties.
+
+Everything here works on ids (content hashes): equal contents are one record, counted once, and the repeats reported.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynamics.errors import UserError
+from dynamics.seeds import name_hash, stream
+
+Planned = tuple[str, str]  # (ability, id)
+
+
+def slice_ids(ids: Sequence[str], volume: int | None, *, seed: int, ability: str) -> list[str]:
+    """The first `volume` distinct ids by the hash of (seed, ability, id); all of them when `volume` is None.
+
+    Nested: a larger volume only appends. The order of `ids` and repeats in it change nothing.
+
+    >>> slice_ids(["a", "b", "c"], 2, seed=0, ability="math") == slice_ids(["c", "b", "a", "b"], 2, seed=0, ability="math")
+    True
+    """
+    distinct = set(ids)
+    volume = len(distinct) if volume is None else volume
+    if volume < 0:
+        raise UserError(f"ability {ability!r} has volume {volume}; a volume is a number of records, 0 or more")
+    if volume > len(distinct):
+        repeats = len(ids) - len(distinct)
+        also = f" (and {repeats} repeats of the same content)" if repeats else ""
+        raise UserError(
+            f"volume {volume} of ability {ability!r} was asked for, but there are {len(distinct)} records{also}; "
+            "lower the volume or add records"
+        )
+    return _by_hash(distinct, "slice", seed, ability)[:volume]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """The ids of each ability, in slice order, and how many repeats of a content were left out of the count."""
+
+    groups: dict[str, list[str]]
+    repeats: dict[str, int]
+
+    @property
+    def num_records(self) -> int:
+        return sum(len(ids) for ids in self.groups.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A family: the order of one epoch. Depends on the set of records only; every record comes exactly once."""
+
+    def __call__(self, groups: Mapping[str, Sequence[str]], *, seed: int, epoch: int) -> list[Planned]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shuffled(Order):
+    """One shuffle over all abilities. Leaving an ability out leaves the order of the others as it was."""
+
+    def __call__(self, groups: Mapping[str, Sequence[str]], *, seed: int, epoch: int) -> list[Planned]:
+        _check_groups(groups)
+        pairs = ((ability, id) for ability, ids in groups.items() for id in ids)
+        return sorted(pairs, key=lambda pair: (name_hash("shuffled", seed, epoch, *pair), pair))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interleaved(Order):
+    """Each ability spread evenly: after any m of N records, an ability of n has given m n / N of them, within one.
+
+    The k-th record of an ability (from 0) may come from place floor(k N / n) on and is due by place
+    ceil((k + 1) N / n); the record that is due first goes first, which always meets all of these bounds. Who goes first
+    among equals, and the order within an ability, are drawn anew each epoch.
+
+    Source: Baruah et al. 1996, "Proportionate progress", for one processor.
+    """
+
+    def __call__(self, groups: Mapping[str, Sequence[str]], *, seed: int, epoch: int) -> list[Planned]:
+        _check_groups(groups)
+        total = sum(len(ids) for ids in groups.values())
+        released: list[list[tuple[int, float, str, str]]] = [[] for _ in range(total)]
+        for ability, ids in groups.items():
+            num = len(ids)
+            ties = stream(seed, "interleaved", ability, epoch).random(num).tolist()
+            for k, id in enumerate(_by_hash(ids, "interleaved", seed, epoch, ability)):
+                due = -(-(k + 1) * total // num)
+                released[k * total // num].append((due, ties[k], ability, id))
+        waiting: list[tuple[int, float, str, str]] = []
+        placed: list[Planned] = []
+        for place in range(total):
+            for job in released[place]:
+                heapq.heappush(waiting, job)
+            due, _, ability, id = heapq.heappop(waiting)
+            assert place < due, "an ability fell behind its quota"
+            placed.append((ability, id))
+        return placed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocked(Order):
+    """Ability after ability: those named in `first` in that order, then the others by name; shuffled within each."""
+
+    first: tuple[str, ...] = ()
+
+    def __call__(self, groups: Mapping[str, Sequence[str]], *, seed: int, epoch: int) -> list[Planned]:
+        _check_groups(groups)
+        unknown = [ability for ability in self.first if ability not in groups]
+        if unknown or len(set(self.first)) < len(self.first):
+            raise UserError(
+                f"Blocked(first={self.first}) must name abilities of this mixture, each once; "
+                f"it has {', '.join(sorted(groups))}"
+            )
+        names = [*self.first, *sorted(set(groups) - set(self.first))]
+        return [(name, id) for name in names for id in _by_hash(groups[name], "blocked", seed, epoch, name)]
+
+
+ORDERS: tuple[Order, ...] = (Interleaved(), Shuffled(), Blocked())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Volumes per ability and an order. `slice_seed` chooses the records, `order_seed` the order they come in."""
+
+    volumes: tuple[tuple[str, int | None], ...]  # (ability, records); None: all there are
+    order: Order = Interleaved()
+    slice_seed: int = 0
+    order_seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = [ability for ability, _ in self.volumes]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"the mixture names {', '.join(twice)} twice; give each ability one volume")
+
+    def slices(self, pool: Mapping[str, Sequence[str]]) -> Slices:
+        """The slice of each ability out of `pool`, {ability: ids of all its records}."""
+        groups, repeats = {}, {}
+        for ability, volume in self.volumes:
+            if ability not in pool:
+                raise UserError(
+                    f"the mixture names {ability!r}, of which there are no records; there are {', '.join(sorted(pool))}"
+                )
+            groups[ability] = slice_ids(pool[ability], volume, seed=self.slice_seed, ability=ability)
+            repeats[ability] = len(pool[ability]) - len(set(pool[ability]))
+        return Slices(groups=groups, repeats=repeats)
+
+    def planned(self, slices: Slices, *, num_epochs: int) -> list[list[Planned]]:
+        """The order of each epoch: every record once in each, in an order of its own."""
+        return [self.order(slices.groups, seed=self.order_seed, epoch=epoch) for epoch in range(num_epochs)]
+
+
+def quotas(shares: Mapping[str, float], total: int) -> dict[str, int]:
+    """`total` records split in proportion to the shares, to the last record (largest remainder, then by name).
+
+    >>> quotas({"code": 1, "math": 2}, 10)
+    {'code': 3, 'math': 7}
+    """
+    if total < 0 or not shares or min(shares.values()) < 0 or not sum(shares.values()):
+        raise UserError(
+            f"{total} records cannot be split by the shares {dict(shares)}; shares are 0 or more, not all 0"
+        )
+    names = sorted(shares)
+    exact = np.array([shares[name] for name in names], dtype=np.float64)
+    exact *= total / exact.sum()
+    counts = np.floor(exact).astype(int)
+    for index in np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]:
+        counts[index] += 1
+    return dict(zip(names, counts.tolist(), strict=True))
+
+
+def _by_hash(ids: set[str] | Sequence[str], *names: str | int) -> list[str]:
+    return sorted(ids, key=lambda id: (name_hash(*names, id), id))
+
+
+def _check_groups(groups: Mapping[str, Sequence[str]]) -> None:
+    for ability, ids in groups.items():
+        if len(set(ids)) < len(ids):
+            raise UserError(
+                f"{len(ids) - len(set(ids))} ids of ability {ability!r} come twice, so an epoch would repeat them; "
+                "take the groups from slice_ids or Mixture.slices, which count equal contents once"
+            )
