@@ -1,0 +1,107 @@
+"""`dynamics data show|check|practice`: look at data before any training."""
+
+import argparse
+import collections
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dynamics.cli.options import load_study
+from dynamics.errors import UserError
+
+
+def check(options: argparse.Namespace) -> int:
+    """Every bad line of the files, with file, line and field; exit code 2 when there is one."""
+    from dynamics.data.sources import read_jsonl
+
+    files, bad = [], []
+    for path in options.files:
+        loaded = read_jsonl(path, on_bad_record="skip")
+        abilities = collections.Counter(record.ability or "(none named)" for record in loaded.records)
+        bad.extend(loaded.rejected)
+        files.append(
+            {
+                "file": str(path),
+                "records": len(loaded.records),
+                "rejected": len(loaded.rejected),
+                "abilities": dict(sorted(abilities.items())),
+            }
+        )
+    if options.json:
+        print(json.dumps({"files": files, "rejected": [dataclasses.asdict(line) for line in bad]}, ensure_ascii=False))
+        return 2 if bad else 0
+    for line in bad:
+        print(f"{line.file}:{line.line}: {line.reason}", file=sys.stderr)
+    for row in files:
+        names = ", ".join(f"{name} {count}" for name, count in row["abilities"].items())
+        print(f"{row['file']}: {row['records']} records, {row['rejected']} rejected ({names})")
+    return 2 if bad else 0
+
+
+def practice(options: argparse.Namespace) -> int:
+    """The practice set as files in the layout that the `Files` source reads back."""
+    from dynamics.data.practice.source import Practice
+    from dynamics.data.sources import SPLITS, write_jsonl
+
+    folder = Path(options.folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already and not an empty folder; give a new one")
+    source = Practice(seed=options.seed, pool=options.records)
+    written: dict[str, dict[str, int]] = {}
+    for ability in source.abilities():
+        written[ability] = {}
+        for split in SPLITS:
+            records = source.load(ability, split).records
+            path = folder / ability / f"{split}.jsonl"
+            written[ability][split] = write_jsonl(path, (record.to_dict() for record in records))
+    texts = write_jsonl(folder / "corpus.jsonl", ({"text": text} for text in source.corpus()))
+    if options.json:
+        print(json.dumps({"folder": str(folder), "records": written, "corpus": texts}))
+    else:
+        for ability, counts in written.items():
+            print(f"{ability:18} " + "  ".join(f"{split} {count}" for split, count in counts.items()))
+        print(f"{'corpus':18} {texts} texts\nwritten to {folder}; study it with a Files(data_dir=...) source")
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """Abilities x volumes x tokens, and rendered rows with the trained part marked, before anything is trained."""
+    from dynamics.study.preview import preview
+
+    view = preview(load_study(options), cache=Path(options.output), rows=options.rows)
+    if options.json:
+        print(json.dumps(view, ensure_ascii=False))
+    else:
+        _print_preview(view)
+    return 0
+
+
+def _print_preview(view: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    volumes = view["volumes"]
+    table = Table(
+        title=f"{view['name']}: records (tokens, trained tokens) of the slice of seed {view['seed']}", box=None
+    )
+    table.add_column("ability")
+    table.add_column("pool", justify="right")
+    for volume in volumes:
+        table.add_column(str(volume), justify="right")
+    for row in view["abilities"]:
+        cells = [f"{cell['records']:,} ({cell['tokens']:,}, {cell['trained']:,})" for cell in row["volumes"]]
+        table.add_row(row["ability"], f"{row['pool']:,}", *cells)
+    console.print(table)
+    for name, count in view["counts"].items():
+        console.print(f"{name}: {count:,}")
+    console.print("\nsample rows (what is [bold green]trained[/] on stands in green and between ⟦ ⟧)")
+    for sample in view["samples"]:
+        line = Text(f"{sample['ability']:18} ", style="bold")
+        for part in sample["parts"]:
+            shown = f"⟦{part['text']}⟧" if part["trained"] else part["text"]
+            line.append(shown, style="bold green" if part["trained"] else "dim")
+        console.print(line)

@@ -1,0 +1,46 @@
+"""Options that several commands share, turned into settings."""
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from dynamics import config
+from dynamics.errors import UserError
+
+if TYPE_CHECKING:
+    from dynamics.study.grid import Study
+    from dynamics.study.run import Run
+
+
+def load_study(options: argparse.Namespace) -> "Study":
+    """The study of the config file, with the command line's changes."""
+    from dynamics.study.grid import Study
+
+    study = config.override(config.load(options.config, function="study"), getattr(options, "set", []))
+    if not isinstance(study, Study):
+        raise UserError(f"{options.config}: study() returns {type(study).__name__}; return a dynamics.study.grid.Study")
+    return study.map_runs(lambda run: dataclasses.replace(run, source=_source(run.source, options)))
+
+
+def load_run(options: argparse.Namespace) -> "Run":
+    """The run of the config file, with the command line's changes."""
+    from dynamics.study.run import Run
+
+    run = config.override(config.load(options.config, function="run"), getattr(options, "set", []))
+    if not isinstance(run, Run):
+        raise UserError(f"{options.config}: run() returns {type(run).__name__}; return a dynamics.study.run.Run")
+    return dataclasses.replace(run, source=_source(run.source, options))
+
+
+def _source(source: Any, options: argparse.Namespace) -> Any:
+    """The source with --data-dir and --on-bad-record put in; an option that it has no use for is an error."""
+    changes = {"data_dir": options.data_dir, "on_bad_record": options.on_bad_record}
+    changes = {field: value for field, value in changes.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(source)}
+    for field in changes:
+        if field not in known:
+            option = "--" + field.replace("_", "-")
+            raise UserError(
+                f"{option} has no use here: the {source.name!r} source reads no files; leave the option out"
+            )
+    return dataclasses.replace(source, **changes)
