@@ -31,6 +31,7 @@ from dynamics.scorers import (
     is_number,
     multi,
     numeric,
+    read_final,
     read_letters,
     true_false,
 )

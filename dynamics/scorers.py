@@ -109,8 +109,9 @@ def read_final(text: str) -> str | None:
     last $...$; a bare fraction a/b, a comma list of numbers, the last sqrt(...), the last bracket; what follows the
     last "="; the last number. Of an equation the right-hand side is taken.
 
-    Differs from the published order only in ending an "=" at its line or sentence, in accepting the English marks, and
-    in skipping the colon or 是 that follows a mark.
+    Differs from the published code in that an "=" ends at its line or sentence, that sqrt(...) and brackets count only
+    at the end (theirs reads (2) out of "f(2) = 5"), that an unboxed \frac{a}{b} is a number (theirs reads b), and that
+    the English marks and the colon or 是 after a mark are known.
     """
     text = _ANSWER_MARK.split(text)[-1].lstrip(" \t:：是为").strip()
     readers = (_last_boxed, _last_dollars, _bare_form, _after_equals, _last_number)
@@ -152,11 +153,8 @@ def _bare_form(text: str) -> str | None:
     if re.fullmatch(r"-?\w+/\w+", bare) or re.fullmatch(rf"(?:{_NUMBER})(?:\s*,\s*(?:{_NUMBER}))*", bare):
         return bare
     tight = bare.replace(" ", "")
-    for pattern in (r"sqrt\([^)]*\)", r"\[[^\]]*\]|\([^)]*\)"):
-        found = re.findall(pattern, tight)
-        if found:
-            return found[-1]
-    return None
+    found = re.search(r"(?:sqrt\([^)]*\)|\[[^\]]*\]|\([^)]*\))$", tight)
+    return found.group() if found else None
 
 
 def _after_equals(text: str) -> str | None:
@@ -168,7 +166,7 @@ def _after_equals(text: str) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    found = re.findall(rf"\$?({_NUMBER})(?![\w\d])", text)
+    found = re.findall(rf"(-?\\[dt]?frac\{{[^{{}}]*\}}\{{[^{{}}]*\}}|{_NUMBER})(?!\w)", text)
     return found[-1] if found else None
 
 

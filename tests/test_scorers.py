@@ -137,6 +137,8 @@ def test_letter_sets_must_be_equal_not_overlap():
         ("答案：是2 * sqrt(3)", "sqrt(3)"),
         ("the point is (1, 2)", "(1,2)"),
         ("2 + 3 = 5", "5"),
+        ("f(2) = 5", "5"),
+        ("about \\frac{1}{2} of them", "\\frac{1}{2}"),
         ("x = 1\ny = 2.5\nthat is all", "2.5"),
         ("First 2 + 3 = 5. Then 5 * 2 = 10. The answer is 10.", "10"),
         ("there are 3 cats and 12 dogs", "12"),
