@@ -24,7 +24,7 @@ def slice_ids(ids: Sequence[str], volume: int | None, *, seed: int, ability: str
 
     Nested: a larger volume only appends. The order of `ids` and repeats in it change nothing.
 
-    >>> slice_ids(["a", "b", "c"], 2, seed=0, ability="math") == slice_ids(["c", "b", "a", "b"], 2, seed=0, ability="math")
+    >>> slice_ids(["a", "b"], 1, seed=0, ability="math") == slice_ids(["b", "a", "b"], 1, seed=0, ability="math")
     True
     """
     distinct = set(ids)

@@ -1,0 +1,231 @@
+"""Batches addressed by their number: batch = f(store, plan, step), with no state but the step.
+
+    records -> TokenStore (ids on disk, written once) -> PackingPlan (who lies where) -> Batches -> compact -> device
+
+A run resumes from its step alone, on any number of hosts: the global batch is the same for 1, 2, 4 or 8 of them.
+
+One row of a host batch, two documents of 3 and 4 tokens, in a row of 8:
+
+    tokens    = [10, 11, 12, 20, 21, 22, 23,  0]
+    targets   = [11, 12,  0, 21, 22, 23,  0,  0]
+    weights   = [ 0,  1,  0,  0,  1,  1,  0,  0]   trained: 12, 22, 23
+    positions = [ 0,  1,  2,  0,  1,  2,  3,  0]
+    segments  = [ 1,  1,  1,  2,  2,  2,  2,  0]   0 is padding, told by position and never by id
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import xxhash
+from jaxtyping import Int64
+
+from dynamics.data.packing import PackingPlan, plan
+from dynamics.data.store import TokenStore
+from dynamics.errors import UserError
+
+HostBatch = dict[str, np.ndarray]  # tokens, targets, positions, segments int32, weights float32: all [rows, length]
+DeviceBatch = dict[str, np.ndarray]  # see `compact`
+T = TypeVar("T")
+
+_WHOLE = ("tokens", "positions", "segments")  # arrays of a device batch that keep every position
+_CAP_STEPS = 16  # sizes of the trained part that programs are compiled for, per batch shape
+
+
+class Batches:
+    """The batches of a run. `documents` are the store's documents in planned order, all epochs one after another.
+
+    `epoch_ends[e]` is the number of batches after which epoch e has been seen in full.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        documents: Int64[np.ndarray, " documents"],
+        packing: PackingPlan,
+        *,
+        epoch_sizes: Sequence[int],
+    ) -> None:
+        assert len(documents) == packing.num_documents == sum(epoch_sizes), "plan and order are of one length"
+        assert np.array_equal(store.num_tokens[documents], packing.num_tokens), "the plan is of another store"
+        self.store = store
+        self.documents = documents
+        self.plan = packing
+        self.epoch_ends = tuple(packing.batches_until(int(seen)) for seen in np.cumsum(epoch_sizes))
+
+    @staticmethod
+    def build(
+        store: TokenStore,
+        epochs: Sequence[Sequence[str]],
+        *,
+        rows: int,
+        length: int,
+        documents_per_row: int | None = None,
+        mix_epochs: bool = True,
+    ) -> "Batches":
+        """Plan the batches of documents named by key, a list for each epoch.
+
+        With `mix_epochs` the last batch of an epoch is filled up from the next one; without, each epoch opens a new
+        batch, as DoIT counts its steps, at the price of padding.
+        """
+        documents = np.concatenate([store.indices(keys) for keys in epochs] or [np.zeros(0, np.int64)])
+        sizes = [len(keys) for keys in epochs]
+        packing = plan(
+            store.num_tokens[documents],
+            store.num_trained[documents],
+            rows=rows,
+            length=length,
+            documents_per_row=documents_per_row,
+            new_batch_at=() if mix_epochs else np.cumsum(sizes).tolist(),
+        )
+        return Batches(store, documents, packing, epoch_sizes=sizes)
+
+    def __len__(self) -> int:
+        return self.plan.num_batches
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that depend on every id of every batch."""
+        state = xxhash.xxh3_64(f"{self.store.fingerprint}{self.plan.fingerprint}".encode())
+        state.update(np.ascontiguousarray(self.documents, dtype="<i8").tobytes())
+        return state.hexdigest()
+
+    def batch(self, step: int) -> HostBatch:
+        """The whole batch of a step: a pure function of the step."""
+        return self.host_rows(step, 0, 1)
+
+    def host_rows(self, step: int, host: int, num_hosts: int) -> HostBatch:
+        """The rows of one of `num_hosts` hosts; one after another they are `batch(step)`. Reads only its own."""
+        rows = self.plan.rows
+        if rows % num_hosts or not 0 <= host < num_hosts:
+            raise UserError(
+                f"a batch of {rows} rows has no equal part for host {host} of {num_hosts}; "
+                "choose a number of rows that the number of hosts divides"
+            )
+        if not 0 <= step < len(self):
+            raise UserError(f"step {step} was asked for, but the plan holds batches 0 to {len(self) - 1}; add epochs")
+        of_step = slice(int(self.plan.starts[step]), int(self.plan.starts[step + 1]))
+        mine = np.arange(of_step.start, of_step.stop)
+        share = rows // num_hosts
+        if num_hosts > 1:
+            mine = mine[self.plan.row[of_step] // share == host]
+        return self._fill(mine, first_row=host * share, num_rows=share)
+
+    def iterate(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        prefetch: int = 0,
+        host: int = 0,
+        num_hosts: int = 1,
+        then: Callable[[HostBatch], T] | None = None,
+    ) -> Iterator[Any]:
+        """The batches start, start + 1, ... before `stop`, or what `then` (such as `compact`) makes of them.
+
+        With `prefetch` that many are made ahead by a thread of grain, in the same order; 0 makes each when it is asked
+        for, which is the better way where the model already fills the one core there is.
+        """
+        stop = len(self) if stop is None else stop
+
+        def make(step: int) -> Any:
+            batch = self.host_rows(step, host, num_hosts)
+            return batch if then is None else then(batch)
+
+        if prefetch == 0:
+            yield from map(make, range(start, stop))
+            return
+        import grain
+
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+        yield from grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options)
+
+    def _fill(self, mine: Int64[np.ndarray, " documents"], *, first_row: int, num_rows: int) -> HostBatch:
+        """The planned documents `mine` laid out in rows, without a loop over documents."""
+        length = self.plan.length
+        values = {
+            name: np.zeros(num_rows * length, np.float32 if name == "weights" else np.int32)
+            for name in ("tokens", "targets", "weights", "positions", "segments")
+        }
+        if len(mine):
+            tokens, trained = self.store.read(self.documents[mine])
+            sizes = self.plan.num_tokens[mine].astype(np.int64)
+            ends = np.cumsum(sizes)
+            positions = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
+            first = (self.plan.row[mine].astype(np.int64) - first_row) * length + self.plan.offset[mine]
+            places = positions + np.repeat(first, sizes)
+            # The last token of a document predicts nothing: what follows it is another document.
+            inside = np.ones(len(tokens), dtype=np.bool_)
+            inside[ends - 1] = False
+            values["tokens"][places] = tokens
+            values["positions"][places] = positions
+            values["segments"][places] = np.repeat(self.plan.segment[mine], sizes)
+            values["targets"][places] = np.roll(tokens, -1) * inside
+            values["weights"][places] = np.roll(trained, -1) & inside
+        return {name: value.reshape(num_rows, length) for name, value in values.items()}
+
+
+def compact(batch: HostBatch, *, groups: int, cap: int, micro: int = 1) -> DeviceBatch:
+    """A host batch with its trained positions listed, so that the head is applied to those alone.
+
+    The rows are `groups` equal shards, and each shard gives an equal part of its rows to each of `micro`
+    micro-batches, so gathers stay on a shard and a host's rows compact to its own slice of the global result:
+
+        tokens, positions, segments   int32   [micro, rows / micro, length]
+        trained_index                 int32   [micro, groups, cap]   row within the shard's part * length + position
+        trained_targets               int32   [micro, groups, cap]
+        trained_weights               float32 [micro, groups, cap]   0 marks a padding entry
+
+    `cap` comes from `trained_cap`; a shard with more trained positions is a mistake of ours, never a drop.
+    """
+    rows, length = batch["tokens"].shape
+    if rows % (groups * micro):
+        raise UserError(
+            f"{rows} rows cannot be split over {groups} shards and {micro} micro-batches; "
+            f"choose rows that {groups * micro} divides"
+        )
+    part = rows // (groups * micro)
+
+    def split(array: np.ndarray) -> np.ndarray:
+        return array.reshape(groups, micro, part, length).swapaxes(0, 1)
+
+    weights = split(batch["weights"]).reshape(micro * groups, part * length)
+    targets = split(batch["targets"]).reshape(micro * groups, part * length)
+    shard, index = np.nonzero(weights)
+    counts = np.bincount(shard, minlength=micro * groups)
+    assert counts.max(initial=0) <= cap, f"{counts.max()} trained positions in a shard exceed the cap of {cap}"
+    entry = np.arange(len(shard)) - np.repeat(np.cumsum(counts) - counts, counts)
+    listed = {
+        "trained_index": np.zeros((micro * groups, cap), np.int32),
+        "trained_targets": np.zeros((micro * groups, cap), np.int32),
+        "trained_weights": np.zeros((micro * groups, cap), np.float32),
+    }
+    listed["trained_index"][shard, entry] = index
+    listed["trained_targets"][shard, entry] = targets[shard, index]
+    listed["trained_weights"][shard, entry] = weights[shard, index]
+    whole = {name: split(batch[name]).reshape(micro, groups * part, length) for name in _WHOLE}
+    return {**whole, **{name: value.reshape(micro, groups, cap) for name, value in listed.items()}}
+
+
+def trained_cap(*plans: PackingPlan, groups: int, micro: int = 1) -> int:
+    """A `cap` that holds the trained positions of every shard of every batch of these plans.
+
+    Rounded up to sixteenths of a shard's positions (and to 128), so that runs of one shape share one program although
+    their data differ; pass the plans of several runs to give them the same one.
+    """
+    shapes = {(packing.rows, packing.length) for packing in plans}
+    assert len(shapes) == 1, f"plans of one shape share a cap; these have {shapes}"
+    ((rows, length),) = shapes
+    if rows % (groups * micro):
+        raise UserError(
+            f"{rows} rows cannot be split over {groups} shards and {micro} micro-batches; "
+            f"choose rows that {groups * micro} divides"
+        )
+    positions = rows * length // (groups * micro)
+    most = 1
+    for packing in plans:
+        shards = packing.trained_in_rows.reshape(packing.num_batches, groups * micro, -1).sum(axis=2)
+        most = max(most, int(shards.max(initial=0)))
+    step = -(-positions // (_CAP_STEPS * 128)) * 128
+    return min(positions, -(-most // step) * step)
