@@ -1,0 +1,1 @@
+"""Minimising an objective: optimizer, one step, its loop, checkpoints and log."""

@@ -1,0 +1,173 @@
+"""One update: sums of gradients over micro-batches, one division, one direction, one learning rate.
+
+The step knows no file, clock or logger. Everything it returns stays on the device.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from dynamics.errors import UserError
+from dynamics.losses.objective import Objective, Sums
+from dynamics.model.sharding import activate, batch_shardings, shardings_for
+from dynamics.train.optimizer import Optimizer
+
+Batch = Mapping[str, Any]  # a DeviceBatch: arrays [micro, ...]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["model", "opt_state", "step", "total_steps"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """What a run is at one moment; `step` updates have been made of the `total_steps` the schedule is laid over.
+
+    No random state: whatever is random is a function of a seed and the step, so the step is all that resume needs.
+    """
+
+    model: Any
+    opt_state: Any
+    step: Int[Array, "*members"] | Any
+    total_steps: Int[Array, "*members"] | Any
+
+
+def init_state(model: Any, optimizer: Optimizer, *, total_steps: int, mesh: Mesh | None = None) -> TrainState:
+    """A run at step 0. With a mesh, every array is placed as the step will leave it.
+
+    The model's arrays may be the state's own afterwards, and the first step gives them away: keep no other use of them.
+    """
+    if total_steps < 1:
+        raise UserError(f"total_steps={total_steps}; a run makes at least one update")
+
+    def build(model: Any) -> TrainState:
+        return TrainState(
+            model=model,
+            opt_state=optimizer.transform().init(model),
+            step=jnp.zeros((), jnp.int32),
+            total_steps=jnp.full((), total_steps, jnp.int32),
+        )
+
+    if mesh is None:
+        return jax.jit(build)(model)
+    shardings = shardings_for(jax.eval_shape(build, model), mesh)
+    return jax.jit(build, out_shardings=shardings)(model)
+
+
+def abstract_state(state: TrainState, mesh: Mesh | None = None) -> TrainState:
+    """Shapes, types and placement of a state: what a checkpoint is restored to, on this mesh or another."""
+    if mesh is None:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings_for(state, mesh),
+    )
+
+
+def gradient_sums(objective: Objective, model: Any, batch: Batch) -> tuple[Any, Sums]:
+    """Gradient of the sum of the loss over all micro-batches, and the summed metrics. Nothing is divided."""
+
+    def one(micro_batch: Batch) -> tuple[Any, Sums]:
+        (_, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(model, micro_batch)
+        return gradients, metrics
+
+    num_micro = len(next(iter(batch.values())))
+    if num_micro == 1:  # the loop would cost a pass over a zero gradient
+        return one({name: value[0] for name, value in batch.items()})
+
+    def body(sums: Any, micro_batch: Batch) -> tuple[Any, None]:
+        return jax.tree.map(lambda total, new: total + new.astype(total.dtype), sums, one(micro_batch)), None
+
+    shapes = jax.eval_shape(one, {name: value[0] for name, value in batch.items()})
+    # float32 sums: bfloat16 would lose the small micro-batches in the large total.
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
+    sums, _ = jax.lax.scan(body, zeros, dict(batch))
+    return sums
+
+
+def update(objective: Objective, optimizer: Optimizer, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+    """One update, without jit.
+
+    The gradient of the mean loss over the whole batch is the sum of the micro-batches' gradients over the sum of their
+    weights, so any split into micro-batches is the same update. A batch whose weights are all zero has no mean: it
+    counts as a step, changes neither parameters nor optimizer, and shows up as weight 0 in the metrics.
+    """
+    gradients, metrics = gradient_sums(objective, state.model, batch)
+    weight = metrics["loss"][1].astype(jnp.float32)
+    trained = weight > 0
+    gradients = jax.tree.map(lambda g: g * jnp.where(trained, 1.0 / jnp.where(trained, weight, 1.0), 0.0), gradients)
+    direction, opt_state = optimizer.transform().update(gradients, state.opt_state, state.model)
+    rate = optimizer.learning_rate(state.step, state.total_steps)
+    model = jax.tree.map(lambda p, d: (p - rate * d).astype(p.dtype), state.model, direction)
+    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(trained, new, old))
+    one = jnp.ones((), jnp.float32)
+    metrics = metrics | {"grad_norm": (global_norm(gradients), one), "learning_rate": (rate, one)}
+    new_state = TrainState(
+        model=keep(model, state.model),
+        opt_state=keep(opt_state, state.opt_state),
+        step=state.step + 1,
+        total_steps=state.total_steps,
+    )
+    return new_state, metrics
+
+
+def global_norm(gradients: Any) -> Float[Array, ""]:
+    """Euclidean norm over all leaves, in float32."""
+    leaves = jax.tree.leaves(gradients)
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves))
+
+
+class Step:
+    """A compiled update; call it with a state (which it consumes) and a batch. Made by `make_step`."""
+
+    def __init__(self, objective: Objective, optimizer: Optimizer, mesh: Mesh | None) -> None:
+        self.objective = objective
+        self.optimizer = optimizer
+        self.mesh = mesh
+        self.compiled = jax.jit(self._run, donate_argnums=0)
+
+    def _run(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        with activate(self.mesh):
+            new_state, metrics = update(self.objective, self.optimizer, state, batch)
+        if self.mesh is not None:
+            # Said, not left to the compiler: a state that came back placed otherwise would compile a second program.
+            new_state = jax.lax.with_sharding_constraint(new_state, shardings_for(new_state, self.mesh))
+            metrics = jax.lax.with_sharding_constraint(metrics, NamedSharding(self.mesh, PartitionSpec()))
+        return new_state, metrics
+
+    def place(self, batch: Batch) -> Batch:
+        """Put a batch on the devices; rows, and groups of rows, lie along the mesh axes data and fsdp."""
+        batch = dict(batch)
+        return jax.device_put(batch, None if self.mesh is None else batch_shardings(batch, self.mesh))
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        return self.compiled(state, self.place(batch))
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """The program, not run: for counts of operations and memory."""
+        return self.compiled.lower(state, batch)
+
+
+@functools.lru_cache(maxsize=64)
+def make_step(objective: Objective, optimizer: Optimizer, mesh: Mesh | None = None) -> Step:
+    """The step for these settings. Equal settings give the same object, so a worker compiles once for each shape."""
+    return Step(objective, optimizer, mesh)
+
+
+def metric_values(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+    """Means on the host, {name: sum / weight}, and `weight`: that of the loss. Waits for the step that made them.
+
+    The mean of no weight at all is written as 0, beside its weight of 0.
+    """
+    sums = {name: (float(total), float(weight)) for name, (total, weight) in jax.device_get(dict(metrics)).items()}
+    return {name: total / weight if weight else 0.0 for name, (total, weight) in sums.items()} | {
+        "weight": sums["loss"][1]
+    }
