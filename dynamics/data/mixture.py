@@ -7,6 +7,7 @@ code of DoIT drew disjoint samples in directory order from one random stream, wh
 Everything here works on ids (content hashes): equal contents are one record, counted once, and the repeats reported.
 """
 
+import difflib
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -144,8 +145,11 @@ class Mixture:
         groups, repeats = {}, {}
         for ability, volume in self.volumes:
             if ability not in pool:
+                near = difflib.get_close_matches(ability, pool, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
                 raise UserError(
-                    f"the mixture names {ability!r}, of which there are no records; there are {', '.join(sorted(pool))}"
+                    f"the mixture names {ability!r}, of which there are no records; {hint}"
+                    f"there are {', '.join(sorted(pool)) or 'no abilities'}"
                 )
             groups[ability] = slice_ids(pool[ability], volume, seed=self.slice_seed, ability=ability)
             repeats[ability] = len(pool[ability]) - len(set(pool[ability]))

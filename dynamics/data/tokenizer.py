@@ -13,7 +13,10 @@ from typing import Any
 from dynamics.errors import UserError
 
 SPECIALS = ("<pad>", "<user>", "<assistant>", "<eot>")
-_SMALLEST_VOCABULARY = 256 + 3 + len(SPECIALS)  # bytes; unknown, begin and end of text; ours
+_ASCII = "".join(chr(code) for code in range(0x21, 0x7F))  # each has a piece of its own, seen in the texts or not
+_LETTERS = "ABCDEF"  # of choices: '▁A' ... '▁F' are pieces, so that an answer is told by one id
+# Bytes; unknown, begin and end of text; ours; then the pieces that are always there, with the space.
+_SMALLEST_VOCABULARY = 256 + 3 + len(SPECIALS) + len(_ASCII) + 1 + len(_LETTERS)
 _LONGEST_TRAINING_LINE = 16_384  # bytes; longer lines are cut in pieces, never left out
 _FULL_COVERAGE = 0.9995  # share of characters with a piece of their own; the rest falls back to bytes
 
@@ -124,8 +127,11 @@ class Tokenizer:
         DoIT's own evaluation reads this id, while its AGIEval and CMMLU scripts read `bare_piece_id`.
         """
         ids = self.encode(letter)
-        if not ids:
-            raise UserError(f"the tokenizer gives no id for the letter {letter!r}; choose a letter that it can write")
+        if len(ids) != 1:
+            raise UserError(
+                f"the tokenizer writes {letter!r} as {[self.piece(i) for i in ids]}, so its first id tells no letter "
+                "apart; use generation instead of likelihood, or a tokenizer trained with train_tokenizer"
+            )
         return ids[0]
 
     def bare_piece_id(self, letter: str) -> int:
@@ -143,10 +149,10 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     ('identity', no NFKC): full-width marks and the indentation of code carry meaning in Chinese and in programs,
     and decoding gives back exactly what was encoded. One thread, because the sums of several come in any order.
     """
-    if vocab_size < _SMALLEST_VOCABULARY + 1:
+    if vocab_size < _SMALLEST_VOCABULARY:
         raise UserError(
-            f"a tokenizer of {vocab_size} ids is too small: bytes and special tokens alone take "
-            f"{_SMALLEST_VOCABULARY}; ask for more, for example {4 * 256}"
+            f"a tokenizer of {vocab_size} ids is too small: bytes, ASCII, choice letters and special tokens alone "
+            f"take {_SMALLEST_VOCABULARY}; ask for more, for example 1024"
         )
     # Loaded only when needed: everyone who only reads settings skips a native library.
     import sentencepiece
@@ -161,6 +167,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
             byte_fallback=True,
             split_digits=True,
             character_coverage=_FULL_COVERAGE,
+            required_chars=_ASCII,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
@@ -178,10 +185,32 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
         )
     except RuntimeError as error:
         raise UserError(
-            f"a tokenizer of {vocab_size} ids could not be trained on these texts ({error}); "
-            "give more varied text or ask for fewer ids"
+            f"a tokenizer of {vocab_size} ids could not be trained: {error} When this number is too high for the "
+            "texts, give more varied text or ask for fewer ids; when it is too low for their characters, ask for more"
         ) from error
-    return Tokenizer(written.getvalue())
+    return Tokenizer(_with_choice_letters(written.getvalue()))
+
+
+def _with_choice_letters(model: bytes) -> bytes:
+    """The model with '▁A' ... '▁F' as pieces; those that were not learned take the place of the last merges.
+
+    The last merges are parts of no other piece, so nothing else changes; with the lowest rank, '▁' and 'A' join only
+    where nothing better does.
+    """
+    proto = _parse(model)
+    wanted = [f"▁{letter}" for letter in _LETTERS]
+    learned = {piece.piece for piece in proto.pieces}
+    missing = [piece for piece in wanted if piece not in learned]
+    merges = [p for p in proto.pieces if p.type == p.NORMAL and len(p.piece) > 1 and p.piece not in wanted]
+    merges.sort(key=lambda piece: piece.score)
+    if len(merges) < len(missing):
+        raise UserError(
+            f"a tokenizer of {len(proto.pieces) + len(SPECIALS)} ids has no room for the choice letters beside the "
+            f"characters of its texts; ask for at least {len(missing) - len(merges)} more"
+        )
+    for letter, merge in zip(missing, merges, strict=False):
+        merge.piece = letter
+    return proto.SerializeToString(deterministic=True)
 
 
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:
