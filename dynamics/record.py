@@ -331,4 +331,4 @@ def _answer(data: dict, where: str) -> str | None:
     value = data.get("answer")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return json.dumps(value)
-    return None if value is None else _string(value, "answer", where)
+    return _text(data, "answer", where)
