@@ -12,12 +12,15 @@ from dynamics.errors import UserError
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """'blocks/attention/query' for a key path of jax.tree_util; the `value` step of a wrapped parameter is left out."""
+    """'blocks/attention/query' for a key path of jax.tree_util; the `value` step of a wrapped parameter is left out.
+
+    That step is an attribute; an entry of a dict that is called 'value' (a projection of attention) keeps its name.
+    """
     parts = []
     for key in path:
         part = getattr(key, "name", getattr(key, "key", getattr(key, "idx", None)))
         parts.append(str(part))
-    if len(parts) > 1 and parts[-1] == "value":
+    if len(parts) > 1 and parts[-1] == "value" and hasattr(path[-1], "name"):
         parts = parts[:-1]
     return "/".join(parts)
 

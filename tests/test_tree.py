@@ -19,6 +19,10 @@ def test_names_are_paths_and_rebuilding_is_identity():
     assert tree.tree_digest(rebuilt) == tree.tree_digest(TREE)
 
 
+def test_an_entry_called_value_keeps_its_name():
+    assert set(tree.named_leaves({"blocks": {"value": 0, "key": 1}})) == {"blocks/value", "blocks/key"}
+
+
 def test_missing_and_extra_names_are_named():
     with pytest.raises(UserError, match=r"missing \['head'\], not expected \['tail'\]"):
         tree.with_leaves(TREE, {"blocks/query": 0, "blocks/norm": 0, "tail": 0})

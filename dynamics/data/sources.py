@@ -137,6 +137,10 @@ class Source:
         """Plain text to pre-train a base model and to train a tokenizer on; nothing of valid or test is in it."""
         raise NotImplementedError
 
+    def tokenizer_texts(self) -> Iterator[str]:
+        """Text to train a tokenizer on: the corpus, unless a source knows a smaller sample that serves as well."""
+        return self.corpus()
+
     def fingerprint(self) -> str:
         """16 hex digits that change when what load() or corpus() gives may have changed."""
         raise NotImplementedError
