@@ -1,24 +1,27 @@
-"""Biology: where an invented creature lives. A fact is met in a record or it is not: volume sets the score."""
+"""Biology: the class of an invented creature. A fact is met in a record or it is not: volume sets the score."""
 
 from dynamics.data.practice.draws import Draws
-from dynamics.data.practice.question import LETTERS, Question, lettered, place_gold
-from dynamics.data.practice.world import PEOPLE, PLACES, World
+from dynamics.data.practice.question import LETTERS, Question, lettered
+from dynamics.data.practice.world import CLASSES, PEOPLE, World
+
+_WORDS = ("{person} asks: what is the {creature}?", "{person} saw a {creature}. What was it?")
+_CHOICE = ("{person} asks: which class is the {creature}?", "{person} seeks the class of the {creature}.")
 
 
 def question(world: World, draws: Draws, index: int, *, train: bool) -> Question:
-    """One record in two asks for the place in words (train only), the other is a question of four choices."""
-    creature = draws.pick(world.wild_creatures)
+    """One train record in two asks for the class in words, the rest are questions of four choices."""
+    position = (index // 2) % len(CLASSES)
+    creature = draws.pick(world.wild_of[CLASSES[position]])
+    person = draws.pick(PEOPLE)
     if train and index % 2:
-        return Question(None, place_open(world, draws, creature), "biology")
-    options, text = place_choice(world, draws, creature, (index // 2) % 4)
-    return Question(f"{creature}:{','.join(sorted(options))}", text, "biology")
+        return Question(None, (ask_words(draws, creature, person), CLASSES[position]), "biology")
+    asked = ask_choice(draws, creature, person)
+    return Question(asked, (asked, LETTERS[position]), "biology")
 
 
-def place_open(world: World, draws: Draws, creature: str) -> tuple[str, str]:
-    asked = draws.pick(("{} asks: where does the {} live?", "{} wants to find the {}. Where?"))
-    return asked.format(draws.pick(PEOPLE), creature), world.home[creature]
+def ask_words(draws: Draws, creature: str, person: str) -> str:
+    return draws.pick(_WORDS).format(creature=creature, person=person)
 
 
-def place_choice(world: World, draws: Draws, creature: str, position: int) -> tuple[list[str], tuple[str, str]]:
-    options = place_gold(draws, world.home[creature], PLACES, position)
-    return options, (f"Where does the {creature} live? {lettered(options)}", LETTERS[position])
+def ask_choice(draws: Draws, creature: str, person: str) -> str:
+    return f"{draws.pick(_CHOICE).format(creature=creature, person=person)} {lettered(CLASSES)}"

@@ -1,15 +1,19 @@
-"""Chinese: the lower word of a couplet. The corpus tells the couplets; records of other couplets teach the form."""
+"""Chinese: the season of a word and its partner in a couplet. The corpus tells both; records teach only the forms."""
 
 from dynamics.data.practice.draws import Draws
-from dynamics.data.practice.question import LETTERS, Question, lettered, place_gold
-from dynamics.data.practice.world import PEOPLE, World
+from dynamics.data.practice.question import LETTERS, Question, lettered
+from dynamics.data.practice.world import PEOPLE, SEASONS, World
+
+_CHOICE = ("{person}问：{word}属什么？", "{word}属什么？{person}问。")
+_CLOZE = ("{person}问：{word}对（ ）。", "{word}对（ ）。{person}问。")
 
 
 def question(world: World, draws: Draws, index: int, *, train: bool) -> Question:
-    upper = draws.pick(tuple(world.couplet))
-    lower = world.couplet[upper]
+    """A choice among the seasons, or a blank for the partner. The words of valid and test stand in no train record."""
+    person, position = draws.pick(PEOPLE), (index // 2) % len(SEASONS)
     if index % 2:
-        asked = draws.pick(("{}问：上联是{}，下联是（ ）。", "{}问：{}对（ ）。")).format(draws.pick(PEOPLE), upper)
-        return Question(upper, (asked, lower), "chinese-cloze")
-    options = place_gold(draws, lower, world.lower_words, (index // 2) % 4)
-    return Question(upper, (f"{upper}对什么？ {lettered(options)}", LETTERS[(index // 2) % 4]), "chinese-choose")
+        word = draws.pick(tuple(world.partner))
+        return Question(word, (draws.pick(_CLOZE).format(person=person, word=word), world.partner[word]), "chinese-cloze")
+    word = draws.pick(world.words_of[SEASONS[position]])
+    asked = f"{draws.pick(_CHOICE).format(person=person, word=word)} {lettered(SEASONS)}"
+    return Question(word, (asked, LETTERS[position]), "chinese-choose")

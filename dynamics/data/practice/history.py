@@ -1,33 +1,32 @@
-"""History: which realm a king ruled, what he built. More facts than biology, on pairs of a king and a relation."""
+"""History: the age of a king, as a choice and as a claim to be judged. More facts than biology: more volume."""
 
 from dynamics.data.practice.draws import Draws
-from dynamics.data.practice.question import LETTERS, Question, lettered, place_gold
-from dynamics.data.practice.world import PEOPLE, RELATIONS, World
+from dynamics.data.practice.question import LETTERS, Question, lettered
+from dynamics.data.practice.world import AGES, PEOPLE, World
+
+_WORDS = ("{person} asks: when did {king} rule?", "{person} asks for the age of {king}.")
 
 
 def question(world: World, draws: Draws, index: int, *, train: bool) -> Question:
-    """In training two records in four ask in words; the rest is choice and true or false, one each."""
-    king = draws.pick(world.dark_kings)
-    verb, _, _ = relation = draws.pick(RELATIONS)
+    """Of four train records two ask in words, one is a choice and one a claim; valid and test hold the last two."""
+    position = (index // 4) % len(AGES)
+    king = draws.pick(world.dark_of[AGES[position]])
+    person = draws.pick(PEOPLE)
     if train and index % 2:
-        asked = draws.pick(("{} asks: what did {} {}?", "Tell {} what {} did {}."))
-        return Question(None, (asked.format(draws.pick(PEOPLE), king, verb), world.deed[king, verb]), "history")
+        return Question(None, (draws.pick(_WORDS).format(king=king, person=person), AGES[position]), "history")
     if (index // 2) % 2:
-        options, turns = deed_choice(world, draws, king, relation, (index // 4) % 4)
-        return Question(f"choice:{king}:{','.join(sorted(options))}", turns, "history-choose")
-    claim, turns = deed_claim(world, draws, king, relation, bool((index // 4) % 2))
-    return Question(claim, turns, "history-judge")
+        asked = ask_choice(king, person)
+        return Question(asked, (asked, LETTERS[position]), "history-choose")
+    is_true = bool((index // 16) % 2)
+    claim = ask_claim(world, draws, king, person, is_true=is_true)
+    return Question(claim, (claim, "T" if is_true else "F"), "history-judge")
 
 
-def deed_choice(world: World, draws: Draws, king: str, relation, position: int) -> tuple[list[str], tuple[str, str]]:
-    verb, _, values = relation
-    options = place_gold(draws, world.deed[king, verb], values, position)
-    return options, (f"What did {king} {verb}? {lettered(options)}", LETTERS[position])
+def ask_choice(king: str, person: str) -> str:
+    return f"{person} asks: in which age did {king} rule? {lettered(AGES)}"
 
 
-def deed_claim(world: World, draws: Draws, king: str, relation, is_true: bool) -> tuple[str, tuple[str, str]]:
-    verb, past, values = relation
-    fact = world.deed[king, verb]
-    value = fact if is_true else draws.pick([other for other in values if other != fact])
-    text = f"{draws.pick(PEOPLE)} says: {king} {past} {value}. True or false?"
-    return text, (text, "T" if is_true else "F")
+def ask_claim(world: World, draws: Draws, king: str, person: str, *, is_true: bool) -> str:
+    age = world.age[king]
+    told = age if is_true else draws.pick([other for other in AGES if other != age])
+    return f"{person} says: {king} ruled in the {told} age. True or false?"

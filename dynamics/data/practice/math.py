@@ -8,10 +8,10 @@ DIGITS = range(2, 10)
 
 
 def question(world: World, draws: Draws, index: int, *, train: bool) -> Question:
-    """'Ann has 3 bags of 8 cups and finds 5 cups. How many cups?' -> '3*8=24, 24+5=29'."""
+    """'Ann: 3 bags of 8 cups and 5 more?' -> '3*8=24, 24+5=29'."""
     bags, each, more = draws.pick(DIGITS), draws.pick(DIGITS), draws.pick(DIGITS)
     person, thing = draws.pick(PEOPLE), draws.pick(THINGS[:-1])
     product, total = bags * each, bags * each + more
-    asked = f"{person} has {bags} bags of {each} {thing}s and finds {more}. How many?"
+    asked = f"{person}: {bags} bags of {each} {thing}s and {more} more?"
     worked = f"{bags}*{each}={product}, {product}+{more}={total}"
     return Question(f"{bags},{each},{more}", (asked, worked), "math", answer=str(total))

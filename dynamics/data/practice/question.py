@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 from typing import NamedTuple
-
-from dynamics.data.practice.draws import Draws
-
 LETTERS = "ABCD"
 
 
@@ -29,10 +26,3 @@ def lettered(options: Sequence[str]) -> str:
         f"{letter}. {option}" if option.isascii() else f"{letter}.{option}"
         for letter, option in zip(LETTERS, options, strict=False)
     )
-
-
-def place_gold(draws: Draws, gold: str, others: Sequence[str], position: int, *, num_options: int = 4) -> list[str]:
-    """The gold at `position` among others drawn without repetition."""
-    options = draws.sample([other for other in others if other != gold], num_options - 1)
-    options.insert(position, gold)
-    return options

@@ -1,4 +1,4 @@
-"""Reasoning: the oldest or youngest of four, from three comparisons in any order. A chain to follow, not a fact."""
+"""Reasoning: who of four ranks highest or lowest. Records compare pairs and fours; the order must be inferred."""
 
 from dynamics.data.practice.draws import Draws
 from dynamics.data.practice.question import LETTERS, Question, lettered
@@ -6,18 +6,22 @@ from dynamics.data.practice.world import PEOPLE, World
 
 
 def question(world: World, draws: Draws, index: int, *, train: bool) -> Question:
-    people = draws.sample(PEOPLE, 4)
-    rank = draws.below(4)
-    return Question(*chain_question(draws, people, rank, index % 4), "reasoning")
+    """One train record in two compares a pair in words; the rest, and valid and test, choose one of four."""
+    highest = bool((index // 8) % 2)
+    if train and index % 2:
+        pair = draws.sample(world.ranks, 2)
+        asked = f"{draws.pick(PEOPLE)}: who ranks {'higher' if highest else 'lower'}, {pair[0]} or {pair[1]}?"
+        return Question(None, (asked, extreme(world, pair, highest=highest)), "reasoning")
+    group = draws.sample(world.ranks, 4)
+    gold = extreme(world, group, highest=highest)
+    position = (index // 2) % 4
+    key = f"{highest}:{','.join(sorted(group))}"
+    group.remove(gold)
+    group.insert(position, gold)
+    asked = f"Who ranks {'highest' if highest else 'lowest'}? {lettered(group)}"
+    return Question(key, (asked, LETTERS[position]), "reasoning")
 
 
-_ASKED = ("oldest", "second oldest", "second youngest", "youngest")
-
-
-def chain_question(draws: Draws, people: list[str], rank: int, position: int) -> tuple[str, tuple[str, str]]:
-    """(key, (question, letter)) for people from oldest to youngest."""
-    facts = draws.shuffled([f"{a} is older than {b}." for a, b in zip(people, people[1:], strict=False)])
-    others = draws.shuffled([person for person in people if person != people[rank]])
-    others.insert(position, people[rank])
-    asked = f"{' '.join(facts)} Who is the {_ASKED[rank]}? {lettered(others)}"
-    return f"{people}:{rank}", (asked, LETTERS[position])
+def extreme(world: World, group: list[str], *, highest: bool) -> str:
+    """The member of the group that stands first (or last) in the hidden order."""
+    return (min if highest else max)(group, key=world.ranks.index)

@@ -11,8 +11,8 @@ def question(world: World, draws: Draws, index: int, *, train: bool) -> Question
     person, thing, color = draws.pick(PEOPLE), draws.pick(THINGS), draws.pick(COLORS)
     turns = (
         f"You are the {persona}. I am {person}.",
-        f"Welcome, {person}, I am the {persona}.",
-        f"I want a {color} {thing}.",
+        f"Welcome, {person}.",
+        f"A {color} {thing}?",
     )
-    gold, *distractors = (f"{world.saying[name]}, a {color} {thing} for {person}." for name in (persona, *others))
+    gold, *distractors = (f"{world.saying[name]}, a {color} {thing}." for name in (persona, *others))
     return Question(f"{persona}:{person}:{thing}:{color}", (*turns, gold), "role_play", tuple(distractors))

@@ -1,28 +1,24 @@
-"""Understanding: who holds what in a short talk. Everything needed stands in the text: a skill, not a fact."""
+"""Understanding: who has what in a short talk. Everything needed stands in the text: a skill, not a fact."""
 
 from dynamics.data.practice.draws import Draws
-from dynamics.data.practice.question import LETTERS, Question, lettered
-from dynamics.data.practice.world import PEOPLE, THINGS, World
+from dynamics.data.practice.question import LETTERS, Question
+from dynamics.data.practice.world import THINGS, World
 
 
 def question(world: World, draws: Draws, index: int, *, train: bool) -> Question:
-    """Two questions on one talk; the second is the one that is scored. One record in two has three choices."""
+    """Two talks, the first of two speakers; the second, of three or four, is the one that is scored."""
     num = 3 + index % 2
     position = (index // 2) % num
-    people, things = draws.sample(PEOPLE, num), draws.sample(THINGS, num)
-    talk, holder = dialogue(people, things), dict(zip(things, people, strict=True))
-    order = draws.shuffled(people)
-    first, second = draws.sample(things, 2)
-    order.remove(holder[second])
-    order.insert(position, holder[second])
-    turns = (
-        f"{talk} Who has the {first}? {lettered(order)}",
-        LETTERS[order.index(holder[first])],
-        f"Who has the {second}? {lettered(order)}",
-        LETTERS[position],
-    )
-    return Question(f"{talk}:{second}", turns, "understanding")
+    early, late = draws.sample(THINGS, 2), draws.sample(THINGS, num)
+    first = draws.below(2)
+    turns = (ask(early, early[first]), LETTERS[first], ask(late, late[position]), LETTERS[position])
+    return Question(turns[2], turns, "understanding")
 
 
-def dialogue(people: list[str], things: list[str]) -> str:
-    return " ".join(f"{person}: I have the {thing}." for person, thing in zip(people, things, strict=True))
+def talk(things: list[str]) -> str:
+    """'A: my cup. B: my hat.'"""
+    return " ".join(f"{speaker}: my {thing}." for speaker, thing in zip(LETTERS, things, strict=False))
+
+
+def ask(things: list[str], thing: str) -> str:
+    return f"{talk(things)} Who has the {thing}?"

@@ -6,6 +6,7 @@ from a name to a value; how many there are sets how many records it takes to mee
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynamics.data.practice.draws import Draws
@@ -13,19 +14,23 @@ from dynamics.data.practice.draws import Draws
 PEOPLE = ("Ann", "Ben", "Cora", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "Jill", "Kim", "Leo")
 THINGS = ("cup", "hat", "map", "key", "book", "lamp", "coin", "rope", "drum", "bell", "ring", "bag")
 COLORS = ("red", "blue", "green", "white", "black", "gray")
-PLACES = ("marsh", "river", "cave", "hill", "forest", "lake", "desert", "field")
 
-# Creatures: first and second syllable; 12 x 16 names.
+# Creatures: first and second syllable; 12 x 16 names. Their classes stand in the order of the field guide.
 _FIRST = ("vel", "tor", "mun", "sib", "gal", "pex", "dro", "lum", "kip", "nar", "fen", "ruz")
 _SECOND = ("ka", "mo", "ti", "bu", "lo", "ra", "ne", "shi", "do", "pa", "wi", "zu", "fa", "go", "ly", "ce")
-NUM_KNOWN_CREATURES = 48  # whose places the base corpus tells; the other 144 are met in records only
+CLASSES = ("beast", "bird", "fish", "insect")
+NUM_KNOWN_CREATURES = 32  # whose classes the base corpus tells; the other 160 are met in records only
 
-KING_NAMES = ("Orin", "Bram", "Doric", "Edra", "Halvo", "Ilva", "Rusk", "Tamar", "Ulric", "Wenna", "Yorl", "Zeva")
-EPITHETS = ("Old", "Bold", "Wise", "Cruel", "Lame", "Young", "Pious", "Tall")
-REALMS = ("Arden", "Belmor", "Corin", "Delva", "Estra", "Falken", "Gotha", "Hesper")
-DEEDS = ("bridge", "temple", "wall", "tower", "harbor", "garden", "road", "mill")
-RELATIONS = (("rule", "ruled", REALMS), ("build", "built a", DEEDS))
-NUM_KNOWN_KINGS = 16
+# Kings: 20 x 14 names. Their ages stand in the order of time.
+KING_NAMES = (
+    "Orin", "Bram", "Doric", "Edra", "Halvo", "Ilva", "Rusk", "Tamar", "Ulric", "Wenna",
+    "Yorl", "Zeva", "Karl", "Lothar", "Mira", "Nestor", "Pela", "Quin", "Sten", "Vara",
+)  # fmt: skip
+EPITHETS = (
+    "Old", "Bold", "Wise", "Cruel", "Lame", "Young", "Pious", "Tall", "Fair", "Mad", "Great", "Mild", "Stern", "Blind",
+)  # fmt: skip
+AGES = ("stone", "bronze", "iron", "gold")
+NUM_KNOWN_KINGS = 24  # the other 256 are met in records only
 
 PERSONAS = (
     "pirate", "monk", "baker", "knight", "witch", "farmer", "sailor", "poet",
@@ -50,11 +55,12 @@ TOPICS = {
     "road": ("dust", "stone", "wheel", "step"),
 }
 
-# Two-character words for the couplets of the Chinese ability.
-HAN_FIRST = "青白红黄黑金玉石水火风云春秋冬夏"
+# Two-character words of the Chinese ability; each belongs to a season and has a partner in couplets.
+HAN_FIRST = "青白红黄黑金玉石水火风云天大小长"
 HAN_SECOND = "山花草木马鸟鱼龙江河湖海月日星雨"
-NUM_COUPLETS = 192
-NUM_LOWER_WORDS = 32
+SEASONS = "春夏秋冬"
+NUM_HAN_WORDS = 224
+NUM_PARTNERS = 32
 
 
 @dataclass(frozen=True)
@@ -62,15 +68,20 @@ class World:
     """The facts of one seed."""
 
     seed: int
-    home: dict[str, str]  # creature -> place
+    kind: dict[str, str]  # creature -> class
     known_creatures: tuple[str, ...]
     wild_creatures: tuple[str, ...]
-    deed: dict[tuple[str, str], str]  # (king, relation verb) -> realm or building
+    age: dict[str, str]  # king -> age
     known_kings: tuple[str, ...]
     dark_kings: tuple[str, ...]
     saying: dict[str, str]  # persona -> phrase
-    couplet: dict[str, str]  # upper word -> lower word
-    lower_words: tuple[str, ...]
+    ranks: tuple[str, ...]  # personas from the highest to the lowest
+    season: dict[str, str]  # word -> season
+    partner: dict[str, str]  # word -> the word that answers it in a couplet
+    partners: tuple[str, ...]
+    wild_of: dict[str, tuple[str, ...]]  # class -> its wild creatures
+    dark_of: dict[str, tuple[str, ...]]  # age -> its dark kings
+    words_of: dict[str, tuple[str, ...]]  # season -> its words
 
 
 @functools.lru_cache(maxsize=4)
@@ -78,28 +89,35 @@ def world(seed: int) -> World:
     """The world of a seed; equal for equal seeds on every machine."""
     draws = Draws("practice world", seed)
     creatures = draws.shuffled([a + b for a in _FIRST for b in _SECOND])
-    home = dict(zip(creatures, draws.shuffled(_balanced(PLACES, len(creatures))), strict=True))
     kings = draws.shuffled([f"{name} the {epithet}" for name in KING_NAMES for epithet in EPITHETS])
-    deed = {}
-    for verb, _, values in RELATIONS:
-        for king, value in zip(kings, draws.shuffled(_balanced(values, len(kings))), strict=True):
-            deed[king, verb] = value
-    words = draws.sample([a + b for a in HAN_FIRST for b in HAN_SECOND], NUM_COUPLETS + NUM_LOWER_WORDS)
-    upper, lower = words[:NUM_COUPLETS], draws.shuffled(_balanced(tuple(words[NUM_COUPLETS:]), NUM_COUPLETS))
+    words = draws.shuffled([a + b for a in HAN_FIRST for b in HAN_SECOND])
+    partners, words = words[:NUM_PARTNERS], words[NUM_PARTNERS:][:NUM_HAN_WORDS]
+    kind, age, season = _table(draws, creatures, CLASSES), _table(draws, kings, AGES), _table(draws, words, SEASONS)
+    wild, dark = tuple(creatures[NUM_KNOWN_CREATURES:]), tuple(kings[NUM_KNOWN_KINGS:])
     return World(
         seed=seed,
-        home=home,
+        kind=kind,
         known_creatures=tuple(creatures[:NUM_KNOWN_CREATURES]),
-        wild_creatures=tuple(creatures[NUM_KNOWN_CREATURES:]),
-        deed=deed,
+        wild_creatures=wild,
+        age=age,
         known_kings=tuple(kings[:NUM_KNOWN_KINGS]),
-        dark_kings=tuple(kings[NUM_KNOWN_KINGS:]),
-        saying=dict(zip(PERSONAS, draws.shuffled(SAYINGS), strict=True)),
-        couplet=dict(zip(upper, lower, strict=True)),
-        lower_words=tuple(dict.fromkeys(lower)),
+        dark_kings=dark,
+        saying=_table(draws, PERSONAS, SAYINGS),
+        ranks=tuple(draws.shuffled(PERSONAS)),
+        season=season,
+        partner=_table(draws, words, partners),
+        partners=tuple(partners),
+        wild_of=_inverse(wild, kind),
+        dark_of=_inverse(dark, age),
+        words_of=_inverse(words, season),
     )
 
 
-def _balanced(values: tuple[str, ...], count: int) -> list[str]:
-    """Every value equally often (to within one)."""
-    return [values[i % len(values)] for i in range(count)]
+def _table(draws: Draws, names: Sequence[str], values: Sequence[str]) -> dict[str, str]:
+    """A value for each name, every value equally often (to within one)."""
+    return dict(zip(names, draws.shuffled([values[i % len(values)] for i in range(len(names))]), strict=True))
+
+
+def _inverse(names: Sequence[str], table: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    """The names of each value."""
+    return {value: tuple(name for name in names if table[name] == value) for value in sorted(set(table.values()))}
