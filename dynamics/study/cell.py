@@ -1,0 +1,323 @@
+"""One cell from beginning to end: first parameters, training, evaluation on the way, the choice, the test set once."""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dynamics import config, tree
+from dynamics.data.mixture import Mixture, Slices
+from dynamics.eval.ability_eval import ItemResult, Prepared, evaluate_prepared
+from dynamics.model.llama import abstract
+from dynamics.model.sharding import shardings_for
+from dynamics.study.base import first_parameters, on_device, on_host, prefetch_depth, row_groups, run_mesh
+from dynamics.study.course import Course, device_batches, plan_course
+from dynamics.study.folder import CellFolder, write_json
+from dynamics.study.grid import Cell
+from dynamics.study.prepare import Pool, Workspace
+from dynamics.study.run import Run, identity
+from dynamics.train.checkpoint import Checkpointer, load_params, save_params
+from dynamics.train.log import Log, read_log
+from dynamics.train.loop import Hook, OpenBatches, Trained, train
+from dynamics.train.step import TrainState, abstract_state, init_state, make_step
+
+Report = Callable[[float], None]  # told the fraction that is done
+
+_REPORT_EVERY = 1.0  # seconds
+
+
+def plan_run(run: Run, workspace: Workspace) -> tuple[Course, Slices]:
+    """The slice of each ability, and the course through them."""
+    pool = workspace.pool(run)
+    volume = None if run.volume == "full" else run.volume
+    mixture = Mixture(
+        volumes=tuple((ability, volume) for ability in run.ability_names()),
+        order=run.order,
+        slice_seed=run.seed if run.slice_seed is None else run.slice_seed,
+        order_seed=run.seed,
+    )
+    slices = mixture.slices(pool.ids)
+
+    def order(epoch: int) -> list[str]:
+        planned = mixture.order(slices.groups, seed=mixture.order_seed, epoch=epoch)
+        return [f"{ability}/{id}" for ability, id in planned]
+
+    return plan_course(pool.store, order, budget=run.budget, batch=run.batch), slices
+
+
+class Training:
+    """A cell opened for training: state, batches, hooks and log for the loop, alone or as a member of a population.
+
+    `finish` takes the trained state and returns the scores. The parameters of the best evaluation so far are kept on
+    the host; with checkpoints they are also written beside them, so that a resumed run chooses as an unbroken one.
+    """
+
+    def __init__(self, cell: Cell, folder: CellFolder, workspace: Workspace, report: Report) -> None:
+        run = cell.run
+        self.cell, self.run, self.folder, self.workspace = cell, run, folder, workspace
+        self.shape = workspace.model_shape(run)
+        self.mesh = run_mesh(run)
+        self.prepared = {
+            split: workspace.evaluation(run, split, row_shards=row_groups(self.mesh)) for split in ("valid", "test")
+        }
+        self.curve: list[dict[str, Any]] = []  # changed in place only: it is part of every checkpoint's meta
+        self.eval_seconds = 0.0
+        self.best_step = -1
+        self._best: Any = None
+        self._best_results: list[ItemResult] = []
+        self._report = report
+        self._reported = 0.0
+        self._began = time.monotonic()
+        self.course, self.slices = plan_run(run, workspace) if run.volume != 0 else (None, None)
+        self._write_run()
+
+    def start(self) -> TrainState:
+        """The state at step 0."""
+        assert self.course is not None
+        params = on_device(first_parameters(self.run, self.shape, self.workspace, lambda fraction: None))
+        return init_state(params, self.run.optimizer, total_steps=self.course.steps, mesh=self.mesh)
+
+    def batches(self) -> OpenBatches:
+        assert self.course is not None
+        batch, groups = self.run.batch, row_groups(self.mesh)
+        return device_batches(self.course, groups=groups, micro=batch.micro, prefetch=prefetch_depth())
+
+    def hooks(self) -> tuple[Hook, ...]:
+        """Evaluation on valid at the chosen steps."""
+        assert self.course is not None
+        steps = self.course.evaluation_steps(self.run.evaluate_at)
+        return (Hook(steps=frozenset(steps), call=lambda step, state: self.evaluate(step, state.model)),)
+
+    def note(self, step: int) -> None:
+        """Report how far the training is, at most about once a second."""
+        assert self.course is not None
+        now = time.monotonic()
+        if now - self._reported >= _REPORT_EVERY:
+            self._reported = now
+            fraction = step / self.course.steps
+            self._report(fraction)
+            write_json(self.folder.path / "progress.json", {"fraction": fraction, "seconds": now - self._began})
+
+    def evaluate(self, step: int, model: Any) -> None:
+        """Score valid, add it to the curve, and keep the parameters if they are the best by the run's rule."""
+        began = time.perf_counter()
+        results = evaluate_prepared(model, self.prepared["valid"][0], mesh=self.mesh)
+        epoch = self.course.epoch_at(step) if self.course is not None else 0.0
+        self.curve[:] = [point for point in self.curve if point["step"] < step]
+        self.curve += curve_points(results, step=step, epoch=epoch)
+        self.eval_seconds += time.perf_counter() - began
+        if choose(self.curve, self.run.choose) == step:
+            self.best_step, self._best, self._best_results = step, on_host(model), results
+            if self.run.checkpoint_every:
+                save_params(self._best_folder(step), self._best, config=self.cell.id)
+
+    def finish(self, trained: Trained | None) -> dict[str, Any]:
+        """Read the test set once, at the chosen parameters, and put the scores together."""
+        began = time.perf_counter()
+        if not self._best_results:  # chosen before an interruption: these parameters are scored again, as they were
+            self._best_results = evaluate_prepared(self._best, self.prepared["valid"][0], mesh=self.mesh)
+        test = evaluate_prepared(self._placed_best(), self.prepared["test"][0], mesh=self.mesh)
+        self.eval_seconds += time.perf_counter() - began
+        if self.run.keep_parameters:
+            save_params(self.folder.path / "parameters", self._best, {"step": self.best_step}, config=self.cell.id)
+        return {
+            "cell": self.cell.id,
+            "coords": self.coords(),
+            "chosen": {"step": self.best_step, "rule": RULES[self.run.choose]},
+            "curve": self.curve,
+            "test": by_ability(test),
+            "valid": by_ability(self._best_results),
+            "run": self._record(trained, test),
+        }
+
+    def coords(self) -> dict[str, Any]:
+        """The cell's coordinates with what is known only now: parameters, and the volume 'full' as a number."""
+        volume = self.run.volume
+        if volume == "full":
+            assert self.slices is not None
+            volume = round(self.slices.num_records / len(self.slices.groups))
+        return self.cell.coords | {"params": tree.num_parameters(abstract(self.shape)), "volume": volume}
+
+    def restored(self, checkpointer: Checkpointer) -> tuple[TrainState, tuple[str, ...]]:
+        """The state of the newest sound checkpoint, its curve and its best parameters; step 0 when there is none."""
+        state = self.start()
+        found = checkpointer.restore_latest(abstract_state(state, self.mesh))
+        if found.state is None:
+            return state, found.walked_back
+        self.curve[:] = found.meta["curve"]
+        if self.curve:
+            self.best_step = choose(self.curve, self.run.choose)
+            self._best = on_host(load_params(self._best_folder(self.best_step), abstract(self.shape))[0])
+        return found.state, found.walked_back
+
+    def _placed_best(self) -> Any:
+        if self.mesh is None:
+            return on_device(self._best)
+        return jax.device_put(self._best, shardings_for(self._best, self.mesh))
+
+    def _best_folder(self, step: int) -> Path:
+        return self.folder.path / "best" / f"{step:08d}"
+
+    def _write_run(self) -> None:
+        course = self.course
+        resolved = {"steps": 0} if course is None else {
+            "steps": course.steps, "tokens": course.tokens, "epochs": course.epochs, "documents": course.documents,
+            "bound_by": course.bound_by, "fill": course.batches.plan.fill, "batches": course.batches.fingerprint,
+        }  # fmt: skip
+        write_json(
+            self.folder.path / "run.json",
+            {
+                "cell": self.cell.id,
+                "coords": self.coords(),
+                "run": config.to_plain(self.run),
+                "identity": identity(self.run),
+                "shape": config.to_plain(self.shape),
+                "tokenizer": self.workspace.tokenizer(self.run).fingerprint,
+                "budget": resolved,
+                "counts": self._counts(),
+            },
+        )
+
+    def _counts(self) -> dict[str, int]:
+        """Everything that was left out, cut or could not be asked, besides what was read."""
+        counts = {
+            "records": 0, "distinct_rows": 0, "rejected": 0, "truncated": 0, "dropped": 0, "untrained": 0, "repeats": 0,
+            "rejected_valid": self.prepared["valid"][1], "rejected_test": self.prepared["test"][1],
+            "too_long_valid": len(self.prepared["valid"][0].too_long),
+            "too_long_test": len(self.prepared["test"][0].too_long),
+        }  # fmt: skip
+        if self.course is None or self.slices is None:
+            return counts
+        pool = self.workspace.pool(self.run)
+        return counts | pool_counts(pool, self.slices) | {
+            "distinct_rows": len(np.unique(self.course.batches.documents)),
+        }  # fmt: skip
+
+    def _record(self, trained: Trained | None, test: Sequence[ItemResult]) -> dict[str, Any]:
+        course = self.course
+        return {
+            "steps": 0 if course is None else course.steps,
+            "tokens": 0 if course is None else course.tokens,
+            "epochs": 0.0 if course is None else course.epochs,
+            "bound_by": "" if course is None else course.bound_by,
+            "fill": None if course is None else course.batches.plan.fill,
+            "train_seconds": 0.0 if trained is None else trained.seconds - trained.hook_seconds,
+            "first_seconds": 0.0 if trained is None else trained.first_seconds,
+            "eval_seconds": self.eval_seconds,
+            "wait_share": 0.0 if trained is None else trained.wait_share,
+            "device": jax.default_backend(),
+            "final_loss": None if trained is None else self._final_loss(),
+            "counts": self._counts() | {"unfinished_answers": sum(item.truncated for item in test)},
+        }
+
+
+    def _final_loss(self) -> float | None:
+        """Training loss of the last step, from the log: a run resumed at its very end has made no step itself."""
+        entries = read_log(self.folder.path / "metrics.jsonl").entries
+        return entries[-1]["loss"] if entries else None
+
+
+def pool_counts(pool: Pool, slices: Slices) -> dict[str, int]:
+    """Counts of a slice: its records, those cut to the row, and what its abilities lost before slicing."""
+    abilities = list(slices.groups)
+    keys = {f"{ability}/{id}" for ability, ids in slices.groups.items() for id in ids}
+    return {
+        "records": slices.num_records,
+        "truncated": len(keys & pool.truncated),
+        "rejected": sum(pool.rejected[ability] for ability in abilities),
+        "dropped": sum(pool.counts[ability].dropped for ability in abilities),
+        "untrained": sum(pool.counts[ability].no_trained_token for ability in abilities),
+        "repeats": sum(slices.repeats.values()),
+    }
+
+
+def train_cell(cell: Cell, folder: CellFolder, workspace: Workspace, report: Report) -> dict[str, Any]:
+    """The scores of one cell, trained alone. With `checkpoint_every` an interrupted run goes on where it was saved."""
+    training = Training(cell, folder, workspace, report)
+    if training.course is None:
+        training.evaluate(0, on_device(first_parameters(cell.run, training.shape, workspace, report)))
+        return training.finish(None)
+    run = cell.run
+    step = make_step(run.objective, run.optimizer, training.mesh)
+    with Log(folder.path / "metrics.jsonl") as log:
+        if not run.checkpoint_every:
+            trained = train(
+                training.start(), training.batches(), step, until=training.course.steps, hooks=training.hooks(),
+                log=log, on_metrics=lambda at, _: training.note(at),
+            )  # fmt: skip
+            return training.finish(trained)
+        with Checkpointer(folder.path / "checkpoints", config=cell.id) as checkpointer:
+            state, walked_back = training.restored(checkpointer)
+            trained = train(
+                state, training.batches(), step, until=training.course.steps, hooks=training.hooks(),
+                checkpointer=checkpointer, save_every=run.checkpoint_every, meta={"curve": training.curve}, log=log,
+                on_metrics=lambda at, _: training.note(at),
+            )  # fmt: skip
+    scores = training.finish(trained)
+    scores["run"]["walked_back"] = list(walked_back)
+    return scores
+
+
+def remove_checkpoints(folder: CellFolder) -> None:
+    """What only an unfinished cell needs."""
+    for name in ("checkpoints", "best"):
+        shutil.rmtree(folder.path / name, ignore_errors=True)
+
+
+RULES = {"best_valid": "highest mean valid score", "last": "last step"}
+
+
+def choose(curve: Sequence[Mapping[str, Any]], rule: str) -> int:
+    """The step whose parameters are used: on valid alone. Equal scores go to the lower mean loss, then the earlier."""
+    steps = sorted({point["step"] for point in curve})
+    if rule == "last":
+        return steps[-1]
+
+    def rank(step: int) -> tuple[float, float, int]:
+        points = [point for point in curve if point["step"] == step]
+        score = sum(point["score"] for point in points) / len(points)
+        loss = sum(point["loss"] or 0.0 for point in points) / len(points)
+        return (score, -loss, -step)
+
+    return max(steps, key=rank)
+
+
+def curve_points(results: Sequence[ItemResult], *, step: int, epoch: float) -> list[dict[str, Any]]:
+    """One point of the learning curve for each ability."""
+    points = []
+    for ability, scored in by_ability(results).items():
+        tokens = sum(scored["num_tokens"])
+        points.append(
+            {
+                "step": step,
+                "epoch": epoch,
+                "split": "valid",
+                "ability": ability,
+                "score": float(np.mean(scored["scores"])),
+                "loss": sum(scored["loss_sums"]) / tokens if tokens else None,
+                "n": len(scored["scores"]),
+            }
+        )
+    return points
+
+
+def by_ability(results: Sequence[ItemResult]) -> dict[str, dict[str, Any]]:
+    """Item results as lists by ability, in the order of the items."""
+    groups: dict[str, list[ItemResult]] = {}
+    for result in results:
+        groups.setdefault(result.ability, []).append(result)
+    return {
+        ability: {
+            "ids": [item.id for item in items],
+            "scores": [item.score for item in items],
+            "chance": [item.chance for item in items],
+            "loss_sums": [item.loss_sum for item in items],
+            "num_tokens": [item.num_tokens for item in items],
+            "unparsed": sum(item.unparsed for item in items),
+        }
+        for ability, items in groups.items()
+    }

@@ -1,0 +1,115 @@
+"""A run's course through its data: which batches in which order, and how many steps the budget comes to."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from dynamics.data.batches import Batches, DeviceBatch, compact, trained_cap
+from dynamics.data.store import TokenStore
+from dynamics.errors import UserError
+from dynamics.study.run import Batch, Budget
+
+EpochOrder = Callable[[int], Sequence[str]]  # epoch -> keys of the store, each document once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Course:
+    """What a run reads, and its budget resolved."""
+
+    batches: Batches
+    steps: int
+    tokens: int  # non-padding, in all steps
+    documents: int  # read, repeats included
+    documents_per_epoch: int
+    bound_by: str  # which part of the budget decided: "epochs", "updates", "tokens" or "min_updates"
+
+    @property
+    def epochs(self) -> float:
+        return self.documents / self.documents_per_epoch
+
+    def epoch_at(self, step: int) -> float:
+        """Passes over the data after `step` steps."""
+        return int(self.batches.plan.starts[step]) / self.documents_per_epoch
+
+    def evaluation_steps(self, fractions: Sequence[float]) -> tuple[int, ...]:
+        """The steps of these fractions of the run, or the last step of every epoch; always with the last step."""
+        if fractions:
+            steps = {min(self.steps, max(1, round(fraction * self.steps))) for fraction in fractions}
+        else:
+            steps = {step for step in self.batches.epoch_ends if step <= self.steps}
+        return tuple(sorted(steps | {self.steps}))
+
+
+def plan_course(store: TokenStore, order: EpochOrder, *, budget: Budget, batch: Batch) -> Course:
+    """Epoch after epoch in order, until the budget is met; the last batch may close with room left.
+
+    Batches run on over the end of an epoch, so every step but the last reads about as many tokens whatever the volume.
+    """
+    epochs = [list(order(0))]
+    if not epochs[0]:
+        raise UserError("there is no document to train on; raise the volume, or set it to 0 to score the base model")
+    epoch_tokens = int(store.num_tokens[store.indices(epochs[0])].sum())
+    num_epochs = _enough_epochs(budget, epoch_tokens=epoch_tokens, batch_tokens=batch.rows * batch.length)
+    epochs += [list(order(epoch)) for epoch in range(1, num_epochs)]
+    size = len(epochs[0])
+    bound_by, documents, steps = _resolve(store, epochs, budget=budget, batch=batch)
+    cut = [epochs[index][: documents - index * size] for index in range(math.ceil(documents / size))]
+    batches = Batches.build(store, cut, rows=batch.rows, length=batch.length)
+    assert len(batches) == steps, "cutting the plan at the end of a batch changes no batch before it"
+    return Course(
+        batches=batches,
+        steps=steps,
+        tokens=int(batches.plan.num_tokens.sum(dtype=np.int64)),
+        documents=documents,
+        documents_per_epoch=size,
+        bound_by=bound_by,
+    )
+
+
+def _enough_epochs(budget: Budget, *, epoch_tokens: int, batch_tokens: int) -> int:
+    """So many epochs hold the budget for certain: a batch never takes more than `batch_tokens`."""
+    updates = max(budget.updates or 0, budget.min_updates)
+    needed = [
+        (budget.epochs or 0.0) * epoch_tokens,
+        budget.tokens or 0,
+        (updates + 1) * batch_tokens if updates else 0,
+    ]
+    return max(1, math.ceil(max(needed) / epoch_tokens))
+
+
+def _resolve(
+    store: TokenStore, epochs: Sequence[Sequence[str]], *, budget: Budget, batch: Batch
+) -> tuple[str, int, int]:
+    """(what decided, documents read, steps)."""
+    packing = Batches.build(store, epochs, rows=batch.rows, length=batch.length).plan
+    if budget.epochs is not None:
+        bound_by, documents = "epochs", max(1, round(budget.epochs * len(epochs[0])))
+        steps = packing.batches_until(documents)
+    elif budget.tokens is not None:
+        seen = np.cumsum(packing.num_tokens, dtype=np.int64)
+        bound_by, documents = "tokens", min(int(np.searchsorted(seen, budget.tokens)) + 1, len(seen))
+        steps = packing.batches_until(documents)
+    else:
+        assert budget.updates is not None
+        bound_by, steps = "updates", budget.updates
+        documents = int(packing.starts[steps])
+    if steps < budget.min_updates:
+        bound_by, steps = "min_updates", budget.min_updates
+        documents = int(packing.starts[steps])
+    return bound_by, documents, steps
+
+
+def device_batches(
+    course: Course, *, groups: int, micro: int, prefetch: int
+) -> Callable[[int, int], Iterator[DeviceBatch]]:
+    """(start, stop) -> the batches of these steps as the device wants them, `prefetch` of them made ahead."""
+    cap = trained_cap(course.batches.plan, groups=groups, micro=micro)
+
+    def opened(start: int, stop: int) -> Iterator[DeviceBatch]:
+        return course.batches.iterate(
+            start, stop, prefetch=prefetch, then=lambda batch: compact(batch, groups=groups, cap=cap, micro=micro)
+        )
+
+    return opened

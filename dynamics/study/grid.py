@@ -1,0 +1,107 @@
+"""A study as a value: axes around one run, and the cells they span."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+from dynamics.data.mixture import Order
+from dynamics.data.sources import Source
+from dynamics.errors import UserError
+from dynamics.model.llama import LlamaConfig
+from dynamics.study.run import Run, cell_id
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One point of the grid: its name, where it lies, and what to run."""
+
+    id: str
+    coords: dict[str, Any]
+    run: Run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """Every combination of the axes, each a variation of `run`. An axis left empty stays as `run` has it."""
+
+    name: str  # also the name of the study's folder
+    run: Run
+    sizes: tuple[str | LlamaConfig, ...] = ()
+    volumes: tuple[int | Literal["full"], ...] = ()
+    ability_sets: tuple[tuple[str, ...], ...] = ()  # () inside means every ability
+    seeds: tuple[int, ...] = ()
+    sources: tuple[Source, ...] = ()
+    orders: tuple[Order, ...] = ()
+    base_cells: bool = True  # also score each base model untrained on instructions: volume 0
+    measure_speedup: bool = True  # time the population of workers against one run after another
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise UserError(f"a study is named {self.name!r}; use letters, digits, '.', '_' and '-': it names a folder")
+
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, each once, in the order of the axes."""
+        cells: dict[str, Cell] = {}
+        for run in self._runs():
+            cell = Cell(id=cell_id(run), coords=coordinates(run), run=run)
+            cells.setdefault(cell.id, cell)
+        return tuple(cells.values())
+
+    def _runs(self) -> list[Run]:
+        sources = self.sources or (self.run.source,)
+        sizes = self.sizes or (self.run.size,)
+        runs = [
+            dataclasses.replace(
+                self.run, source=source, size=size, volume=volume, abilities=abilities, order=order, seed=seed
+            )
+            for source, size, order, abilities, volume, seed in itertools.product(
+                sources,
+                sizes,
+                self.orders or (self.run.order,),
+                self.ability_sets or (self.run.abilities,),
+                self.volumes or (self.run.volume,),
+                self.seeds or (self.run.seed,),
+            )
+        ]
+        if self.base_cells and self.run.base is not None:
+            # A base model does not depend on order, abilities or seed: one cell for each source and size.
+            runs = [
+                *(
+                    dataclasses.replace(self.run, source=source, size=size, volume=0, abilities=(), seed=0)
+                    for source, size in itertools.product(sources, sizes)
+                ),
+                *(run for run in runs if run.volume != 0),
+            ]
+        return runs
+
+    def map_runs(self, change: Callable[[Run], Run]) -> "Study":
+        """The study with every run changed alike, its sources included."""
+        changed = change(self.run)
+        sources = tuple(change(dataclasses.replace(self.run, source=source)).source for source in self.sources)
+        return dataclasses.replace(self, run=changed, sources=sources)
+
+
+def coordinates(run: Run) -> dict[str, Any]:
+    """Where a run lies on the axes, in plain values. `params` is filled in once the vocabulary is known."""
+    names = run.ability_names()
+    return {
+        "size": run.size_name,
+        "params": None,
+        "volume": run.volume,
+        "abilities": "all" if names == run.source.abilities() else "+".join(names),
+        "seed": run.seed,
+        "source": run.source.name,
+        "order": order_name(run.order),
+    }
+
+
+def order_name(order: Order) -> str:
+    """'interleaved', or 'blocked first=math,code' when settings differ from the class's own."""
+    changed = [
+        f"{field.name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for field in dataclasses.fields(order)
+        if (value := getattr(order, field.name)) != field.default
+    ]
+    return " ".join([type(order).__name__.lower(), *changed])

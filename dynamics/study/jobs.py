@@ -1,0 +1,167 @@
+"""What a worker does when it is told to: train a base model, run a cell, take timing steps."""
+
+import contextlib
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynamics import config, tree
+from dynamics.errors import UserError
+from dynamics.model.llama import abstract
+from dynamics.study.base import base_folder, base_is_ready, base_parameters
+from dynamics.study.cell import remove_checkpoints, train_cell
+from dynamics.study.folder import CellFolder, StudyFolder, write_json
+from dynamics.study.grid import Cell
+from dynamics.study.prepare import Workspace
+from dynamics.study.run import Base, Budget, Run
+from dynamics.study.schedule import Job
+from dynamics.study.workers import Tell
+
+_BACKWARD = 3  # a training step costs about three forward passes
+_REPORT_EVERY = 1.0  # seconds
+
+_workspaces: dict[str, Workspace] = {}  # a worker's, by cache folder: it serves all of the worker's jobs
+
+
+def workspace_of(folder: str | Path) -> Workspace:
+    """This process's workspace for a cache folder."""
+    return _workspaces.setdefault(str(folder), Workspace(folder))
+
+
+def cell_job(cell: Cell, home: StudyFolder, workspace: Workspace) -> Job:
+    """The job of a cell, with an estimate of its cost from the lengths of the source's documents."""
+    run = cell.run
+    params = tree.num_parameters(abstract(workspace.model_shape(run)))
+    message = {
+        "kind": "cell",
+        "cell": cell.id,
+        "coords": cell.coords,
+        "run": config.to_plain(run),
+        "folder": str(home.cell(cell.id).path),
+        "cache": str(workspace.folder),
+    }
+    return Job(
+        id=cell.id, kind="cell", size=run.size_name, params=params, cost=params * _cell_tokens(run, workspace),
+        message=message,
+    )  # fmt: skip
+
+
+def base_job(cell: Cell, workspace: Workspace) -> Job | None:
+    """The job of the base model that the cell starts from; None when it is there already or none is wanted."""
+    run = cell.run
+    if base_is_ready(run, workspace):
+        return None
+    assert isinstance(run.base, Base)
+    params = tree.num_parameters(abstract(workspace.model_shape(run)))
+    message = {"kind": "base", "run": config.to_plain(run), "cache": str(workspace.folder)}
+    return Job(
+        id=f"base-{base_folder(run, workspace).name}", kind="base", size=run.size_name, params=params,
+        cost=params * base_tokens(run.base), message=message,
+    )  # fmt: skip
+
+
+def base_tokens(base: Base) -> float:
+    return _BACKWARD * float(base.tokens)
+
+
+def _cell_tokens(run: Run, workspace: Workspace) -> float:
+    """Tokens through the model, training counted three times; a guess that only orders jobs and estimates time."""
+    pool = workspace.pool(run)
+    prepared = workspace.evaluation(run, "valid", row_shards=1)[0]
+    batches = [batch for packed in prepared.packed for batch in packed.batches]
+    evaluation = sum(batch["tokens"].size for batch in batches)
+    evaluation += len(prepared.prompts) * run.evaluation.max_new_tokens * _BACKWARD
+    if run.volume == 0:
+        return 2.0 * evaluation
+    per_epoch = 0.0
+    for ability in run.ability_names():
+        keys = [f"{ability}/{id}" for id in pool.ids[ability]]
+        count = len(keys) if run.volume == "full" else min(run.volume, len(keys))
+        per_epoch += float(pool.store.num_tokens[pool.store.indices(keys)].mean()) * count if keys else 0.0
+    batch_tokens = run.batch.rows * run.batch.length
+    tokens = max(_budget_tokens(run.budget, per_epoch, batch_tokens), run.budget.min_updates * batch_tokens)
+    return _BACKWARD * tokens + (len(run.evaluate_at) + 1) * evaluation
+
+
+def _budget_tokens(budget: Budget, per_epoch: float, batch_tokens: int) -> float:
+    if budget.epochs is not None:
+        return budget.epochs * per_epoch
+    return float(budget.tokens) if budget.tokens is not None else float((budget.updates or 0) * batch_tokens)
+
+
+def do_job(message: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+    """Do one job; returns {"state": "done" | "busy" | "failed", ...}."""
+    began = time.monotonic()
+    workspace = workspace_of(message["cache"])
+    run = config.from_plain(message["run"])
+    report = _throttled(tell)
+    if message["kind"] == "base":
+        base_parameters(run, workspace, report)
+        return {"state": "done", "seconds": time.monotonic() - began}
+    if message["kind"] == "speed":
+        from dynamics.study.speedup import time_steps
+
+        return {"state": "done", **time_steps(run, workspace, message["steps"])}
+    assert message["kind"] == "cell", message["kind"]
+    cell = Cell(id=message["cell"], coords=dict(message["coords"]), run=run)
+    end = run_cell(cell, CellFolder(Path(message["folder"])), workspace, report)
+    return end | {"seconds": time.monotonic() - began}
+
+
+def run_cell(cell: Cell, folder: CellFolder, workspace: Workspace, report: Callable[[float], None]) -> dict[str, Any]:
+    """Claim the cell and run it, unless another process has it or has done it; a failure is written into its folder."""
+    with folder.claim() as mine:
+        if not mine:
+            return {"state": "busy"}
+        if folder.scores() is not None:
+            return {"state": "done", "ran": False}
+        try:
+            scores = train_cell(cell, folder, workspace, report)
+            write_json(folder.scores_file, scores)
+        except Exception as error:
+            return write_failure(folder, error)
+        folder.clear_failure()
+        remove_checkpoints(folder)
+        return {"state": "done", "ran": True}
+
+
+def write_failure(folder: CellFolder, error: Exception) -> dict[str, Any]:
+    """Write why the cell failed, if the disk still lets us, and return it as the end of the job."""
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    trace = "".join(traceback.format_exception(error))
+    with contextlib.suppress(OSError):
+        folder.write_failure(reason, trace)
+    return {"state": "failed", "reason": reason, "traceback": trace}
+
+
+def _throttled(tell: Tell) -> Callable[[float], None]:
+    last = [0.0]
+
+    def report(fraction: float) -> None:
+        now = time.monotonic()
+        if now - last[0] >= _REPORT_EVERY:
+            last[0] = now
+            tell({"event": "progress", "fraction": fraction})
+
+    return report
+
+
+def do_job_here(message: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+    """`do_job` in the coordinator's own process: a fault becomes the job's end, as it does in a worker."""
+    try:
+        return do_job(message, tell)
+    except Exception as error:
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        return {"state": "failed", "reason": reason, "traceback": traceback.format_exc()}
+
+
+def same_shape(cells: Sequence[Cell], workspace: Workspace) -> list[list[Cell]]:
+    """The cells in groups that one vmapped step can train: equal model, batch, optimizer, objective."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        run = cell.run
+        parts = [workspace.model_shape(run), run.batch, run.optimizer, run.objective]
+        groups.setdefault(config.fingerprint(parts), []).append(cell)
+    return list(groups.values())

@@ -1,0 +1,191 @@
+"""A run as a value: everything that decides a result, composed from the settings of each component.
+
+A `Run` is resolved (sizes by name become their shapes, 'every ability' becomes a list), and the fingerprint of the
+resolved run together with the content of its data is the name of its cell.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, Literal
+
+from dynamics import config
+from dynamics.data.mixture import Interleaved, Order
+from dynamics.data.sources import Source
+from dynamics.data.template import DOIT, Template
+from dynamics.errors import UserError
+from dynamics.eval.ability_eval import Evaluation
+from dynamics.losses.objective import Objective
+from dynamics.losses.sft import SFT
+from dynamics.model.llama import SIZES, LlamaConfig
+from dynamics.model.sharding import MeshShape
+from dynamics.train.optimizer import PRACTICE, Optimizer
+
+# Part of every name of a cell, base model and token cache. Raise it when the same settings would give other numbers.
+RESULTS_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The shape of a step's batch: `rows` packed rows of `length` tokens, worked through in `micro` equal parts."""
+
+    rows: int = 8
+    length: int = 128
+    micro: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.length, self.micro) < 1 or self.rows % self.micro:
+            raise UserError(
+                f"Batch(rows={self.rows}, length={self.length}, micro={self.micro}): all must be at least 1 and rows a "
+                "multiple of micro; change rows or micro"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long a run trains: exactly one of three measures, and never fewer than `min_updates` steps.
+
+    epochs   passes over the run's slice
+    updates  optimizer steps
+    tokens   non-padding tokens read
+    """
+
+    epochs: float | None = None
+    updates: int | None = None
+    tokens: int | None = None
+    min_updates: int = 0
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in ("epochs", "updates", "tokens")}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if len(chosen) != 1:
+            raise UserError(f"Budget was given {chosen or 'no measure'}; give exactly one of epochs, updates, tokens")
+        if min(chosen.values()) <= 0 or self.min_updates < 0:
+            raise UserError(f"Budget was given {chosen}, min_updates={self.min_updates}; use positive numbers")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """A base model, pre-trained once for each size on the source's plain text and kept in the cache."""
+
+    tokens: int  # non-padding tokens read in pre-training
+    batch: Batch = Batch()
+    optimizer: Optimizer = PRACTICE
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run and its evaluation."""
+
+    source: Source
+    size: str | LlamaConfig = "0.2m"  # a named size or a shape of your own
+    abilities: tuple[str, ...] = ()  # none named: every ability of the source
+    volume: int | Literal["full"] = 64  # records for each ability; 0 scores the base model as it is
+    order: Order = Interleaved()
+    template: Template = DOIT
+    tokenizer: str | None = None  # a SentencePiece file; None: one is trained on the source's plain text
+    vocab_size: int = 2048  # pieces of a tokenizer trained here
+    batch: Batch = Batch()
+    budget: Budget = Budget(epochs=4, min_updates=150)
+    optimizer: Optimizer = PRACTICE
+    objective: Objective = SFT()
+    base: Base | str | None = None  # pre-train and cache; a folder of parameters; or random parameters
+    evaluation: Evaluation = Evaluation()
+    evaluate_at: tuple[float, ...] = (0.5, 1.0)  # fractions of the run; empty: the end of every epoch
+    choose: Literal["best_valid", "last"] = "best_valid"  # whose parameters read the test set
+    over_long: Literal["error", "truncate", "drop"] = "error"  # conversations longer than a row
+    seed: int = 0  # draws the slice, the order and (without a base) the first parameters
+    slice_seed: int | None = None  # None: the slice follows `seed`; a number: every seed trains on one slice
+    mesh: MeshShape = MeshShape()
+    checkpoint_every: int = 0  # steps between checkpoints inside the run; 0: an interrupted run starts over
+    keep_parameters: bool = False  # write the chosen parameters into the cell's folder
+
+    def __post_init__(self) -> None:
+        if isinstance(self.volume, int) and self.volume < 0:
+            raise UserError(f"volume={self.volume}; give the number of records for each ability, 0 for none, or 'full'")
+        if any(not 0 < at <= 1 for at in self.evaluate_at):
+            raise UserError(f"evaluate_at={self.evaluate_at} holds a number outside (0, 1]; give fractions of the run")
+        if self.checkpoint_every < 0:
+            raise UserError(f"checkpoint_every={self.checkpoint_every}; give steps, or 0 for no checkpoints")
+
+    def shape(self) -> LlamaConfig:
+        """The model's shape; its vocabulary is set once the tokenizer is known."""
+        if isinstance(self.size, LlamaConfig):
+            return self.size
+        if self.size not in SIZES:
+            raise UserError(f"no size is named {self.size!r}; known: {', '.join(SIZES)}, or give a LlamaConfig")
+        return SIZES[self.size]
+
+    @property
+    def size_name(self) -> str:
+        return self.size if isinstance(self.size, str) else self.size.name
+
+    def ability_names(self) -> tuple[str, ...]:
+        """The abilities trained on, in the source's order; an unknown or repeated name is an error."""
+        known = self.source.abilities()
+        unknown = [name for name in self.abilities if name not in known]
+        if unknown:
+            raise UserError(
+                f"abilities name {unknown[0]!r}, which source {self.source.name!r} does not have; known: {', '.join(known)}"
+            )
+        if len(set(self.abilities)) != len(self.abilities):
+            raise UserError(f"abilities={self.abilities} names one ability twice; name each once")
+        return tuple(name for name in known if not self.abilities or name in self.abilities)
+
+    def resolved(self) -> "Run":
+        """The same run with names replaced by what they mean: what is written down and fingerprinted."""
+        return dataclasses.replace(self, size=self.shape(), abilities=self.ability_names())
+
+
+@functools.cache
+def source_fingerprint(source: Source) -> str:
+    """The content of the source, read once a process."""
+    return source.fingerprint()
+
+
+@functools.cache
+def _file_fingerprint(path: str) -> str:
+    import hashlib
+
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"tokenizer={path!r} cannot be read ({error.strerror}); give a SentencePiece model file") from error
+
+
+def tokenizer_identity(run: Run) -> dict[str, Any]:
+    """What decides the tokenizer: a file's bytes, or the plain text it is trained on."""
+    if run.tokenizer is not None:
+        return {"file": _file_fingerprint(run.tokenizer)}
+    return {"trained_on": source_fingerprint(run.source), "vocab_size": run.vocab_size}
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """Everything that decides the run's numbers. Data count by content, not by where they lie."""
+    plain = config.to_plain(run.resolved())
+    for field in ("source", "tokenizer", "vocab_size", "checkpoint_every", "keep_parameters"):
+        del plain[field]
+    return {
+        "run": plain,
+        "source": source_fingerprint(run.source),
+        "tokenizer": tokenizer_identity(run),
+        "version": RESULTS_VERSION,
+    }
+
+
+def base_identity(run: Run) -> dict[str, Any]:
+    """Everything that decides the base model of a run that pre-trains one; runs that differ in data share it."""
+    assert isinstance(run.base, Base)
+    return {
+        "base": config.to_plain(run.base),
+        "shape": config.to_plain(run.shape()),
+        "source": source_fingerprint(run.source),
+        "tokenizer": tokenizer_identity(run),
+        "version": RESULTS_VERSION,
+    }
+
+
+def cell_id(run: Run) -> str:
+    """The name of the run's cell: 12 hex digits that change with any setting that changes a number."""
+    return config.fingerprint(identity(run))

@@ -1,0 +1,95 @@
+"""How much faster the workers together are than one run after another: the same steps, timed both ways, in turns."""
+
+import dataclasses
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from dynamics import config, tree
+from dynamics.model.llama import abstract, init
+from dynamics.study.cell import plan_run
+from dynamics.study.course import device_batches
+from dynamics.study.grid import Study
+from dynamics.study.prepare import Workspace
+from dynamics.study.run import Budget, Run
+from dynamics.study.workers import Worker
+from dynamics.train.loop import train
+from dynamics.train.step import init_state, make_step
+
+_STEPS = 60  # timed at a time, after as many to warm up
+_TURNS = 5
+
+
+def smallest_run(study: Study, workspace: Workspace) -> Run:
+    """The run of the smallest size, with enough updates for the timing whatever its budget is."""
+    sizes = study.sizes or (study.run.size,)
+    volumes = [volume for volume in study.volumes if volume != 0] or [study.run.volume]
+    runs = [dataclasses.replace(study.run, size=size, volume=volumes[-1]) for size in sizes]
+    smallest = min(runs, key=lambda run: tree.num_parameters(abstract(workspace.model_shape(run))))
+    return dataclasses.replace(smallest, budget=Budget(updates=_STEPS), checkpoint_every=0)
+
+
+def time_steps(run: Run, workspace: Workspace, steps: int) -> dict[str, float]:
+    """Train `steps` steps from random parameters as a cell does; {"steps", "seconds"} without the first step.
+
+    The first step is left out: in a study it compiles once for hundreds of cells.
+    """
+    key = f"speed {config.fingerprint(run)}"
+    if key not in workspace.memory:
+        workspace.memory[key] = plan_run(run, workspace)[0]
+    course = workspace.memory[key]
+    model = init(workspace.model_shape(run), jax.random.key(0))
+    state = init_state(model, run.optimizer, total_steps=course.steps)
+    step = make_step(run.objective, run.optimizer, None)
+    opened = device_batches(course, groups=1, micro=run.batch.micro, prefetch=0)
+    trained = train(state, opened, step, until=min(steps, course.steps))
+    return {"steps": trained.steps - 1, "seconds": trained.seconds - trained.first_seconds}
+
+
+def measure_speedup(study: Study, pool: Sequence[Worker], workspace: Workspace) -> dict[str, Any]:
+    """Model-steps a second of the workers together and of this process alone, on the study's smallest size.
+
+    The two take turns, so that a busy machine burdens both; each rate is the median over the turns. This process uses
+    all its cores, as a plain training script would.
+    """
+    run = smallest_run(study, workspace)
+    message = {"kind": "speed", "run": config.to_plain(run), "cache": str(workspace.folder), "steps": _STEPS}
+    alone, together = [], []
+    for turn in range(_TURNS + 1):
+        here = time_steps(run, workspace, _STEPS)
+        there = _all_at_once(pool, message)
+        if turn > 0:  # the first turn compiles
+            alone.append(here["steps"] / here["seconds"])
+            together.append(there)
+    rates = {"one_after_another": statistics.median(alone), "workers": statistics.median(together)}
+    return {
+        "size": run.size_name,
+        "params": tree.num_parameters(abstract(workspace.model_shape(run))),
+        "rows": run.batch.rows,
+        "length": run.batch.length,
+        "workers": len(pool),
+        "steps_per_second": rates,
+        "speedup": rates["workers"] / rates["one_after_another"],
+        "turns": {"one_after_another": alone, "workers": together},
+        "time": time.time(),
+    }
+
+
+def _all_at_once(pool: Sequence[Worker], message: dict[str, Any]) -> float:
+    """Model-steps a second of all workers at the same time: the sum of their rates."""
+    ends: list[dict[str, Any]] = []
+
+    def ask(worker: Worker) -> None:
+        ends.append(worker.run(message, lambda event: None))
+
+    threads = [threading.Thread(target=ask, args=(worker,)) for worker in pool]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ends) == len(pool), "a worker died while it was timed"
+    return sum(end["steps"] / end["seconds"] for end in ends)
