@@ -8,6 +8,7 @@
 A store is read only after every digest has been checked: a flipped bit in training data would otherwise go unseen.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -59,15 +60,14 @@ class TokenStore:
         The folder appears when it is complete. When another process finished the same store first, theirs is opened.
         """
         folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        with _writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             _write(unfinished, documents, settings=manifest)
-            try:
-                os.rename(unfinished, folder)
-            except OSError:
+            with _writing(folder):
                 if not (folder / "manifest.json").is_file():
-                    raise
+                    _move(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         return TokenStore.open(folder, manifest=manifest)
@@ -136,14 +136,35 @@ class TokenStore:
         return values.astype(np.uint32, copy=False)
 
 
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """ArrayRecord reports a full disk as a RuntimeError, the rest of the world as an OSError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"the token store {folder} could not be written ({error}); free some space or choose another folder"
+        ) from error
+
+
+def _move(unfinished: Path, folder: Path) -> None:
+    """Give the finished folder its name, unless another process was faster."""
+    try:
+        os.rename(unfinished, folder)
+    except OSError:
+        if not (folder / "manifest.json").is_file():
+            raise
+
+
 def _write(folder: Path, documents: Iterable[tuple[str, Encoded]], *, settings: dict[str, Any]) -> None:
+    """All files of a store. Errors of `documents` itself pass through as they are."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     keys: dict[str, None] = {}
     lengths: list[tuple[int, int]] = []
     content = xxhash.xxh3_128(b"token store 1")
     # group_size:1 makes each document readable by itself; larger groups decode their neighbors too.
-    writer = ArrayRecordWriter(str(folder / "tokens.array_record"), "group_size:1")
+    writer = ArrayRecordWriter(str(folder / _FILES[0]), "group_size:1")
     for key, document in documents:
         if key in keys or not key or "\n" in key:
             raise UserError(f"the key {key!r} of a document is empty, repeated or has a line break; use distinct ids")
@@ -154,21 +175,25 @@ def _write(folder: Path, documents: Iterable[tuple[str, Encoded]], *, settings: 
         record = (document.tokens.astype("<u4") | (document.trained.astype("<u4") << np.uint32(31))).tobytes()
         content.update(f"{key}:{len(record)};".encode())
         content.update(record)
-        writer.write(record)
+        with _writing(folder):
+            writer.write(record)
     if not keys:
         raise UserError("there is no document to write to a token store; check the source and the length policy")
-    writer.close()
-    np.save(folder / "lengths.npy", np.array(lengths, dtype="<i4"))
-    (folder / "keys.txt").write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
-    manifest = {
-        "format": _FORMAT,
-        "settings": settings,
-        "documents": len(keys),
-        "tokens": sum(tokens for tokens, _ in lengths),
-        "fingerprint": content.hexdigest()[:16],
-        "files": {name: {"bytes": (folder / name).stat().st_size, "xxh3": _digest(folder / name)} for name in _FILES},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+    with _writing(folder):
+        writer.close()
+        np.save(folder / _FILES[1], np.array(lengths, dtype="<i4"))
+        (folder / _FILES[2]).write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
+        manifest = {
+            "format": _FORMAT,
+            "settings": settings,
+            "documents": len(keys),
+            "tokens": sum(tokens for tokens, _ in lengths),
+            "fingerprint": content.hexdigest()[:16],
+            "files": {
+                name: {"bytes": (folder / name).stat().st_size, "xxh3": _digest(folder / name)} for name in _FILES
+            },
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
