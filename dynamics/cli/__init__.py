@@ -62,7 +62,7 @@ def _config(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument(
         "--on-bad-record",
         choices=("error", "skip"),
-        help="error: stop at the first bad line (default); skip: write it with its reason to rejected.jsonl and count it",
+        help="error: stop at the first bad line (default); skip: write it with its reason to rejected.jsonl",
     )
 
 
@@ -102,11 +102,10 @@ def _data_commands(root: "argparse._SubParsersAction[_Parser]") -> None:
     )
     show = _command(
         group, "show", "data:show",
-        "Show what a config would train on: abilities x volumes x tokens, and rendered rows with the trained part marked.",
+        "Show what a config would train on: abilities x volumes x tokens, and rows with the trained part marked.",
         "dynamics data show configs/practice.py --rows 2",
     )  # fmt: skip
     _config(show, "study")
-    show.add_argument("--output", default="results", help="where prepared data is kept (default: results)")
     show.add_argument("--rows", type=int, default=1, help="rendered samples for each ability (default: 1)")
     _json(show)
     check = _command(

@@ -68,9 +68,10 @@ def practice(options: argparse.Namespace) -> int:
 
 def show(options: argparse.Namespace) -> int:
     """Abilities x volumes x tokens, and rendered rows with the trained part marked, before anything is trained."""
+    from dynamics.study.prepare import Workspace, cache_folder
     from dynamics.study.preview import preview
 
-    view = preview(load_study(options), cache=Path(options.output), rows=options.rows)
+    view = preview(load_study(options), Workspace(cache_folder()), rows=options.rows)
     if options.json:
         print(json.dumps(view, ensure_ascii=False))
     else:

@@ -1,0 +1,75 @@
+"""`dynamics study run|status|report`."""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from dynamics.cli.options import load_study
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run what is missing, write the report, and print where it lies; exit code 1 when a cell failed."""
+    from dynamics.study.execution import run_study
+    from dynamics.study.progress import Progress, duration
+    from dynamics.study.summary import planned_results, record_call, report
+
+    study = load_study(options)
+    folder = Path(options.output) / study.name
+    with Progress(sys.stderr) as progress:
+        done = run_study(study, folder, workers=options.workers, way=options.way, on_progress=progress)
+    record_call(done, command=shlex.join(["dynamics", *sys.argv[1:]]))
+    page = report(folder) if planned_results(folder) else None
+    if options.json:
+        print(json.dumps(done.to_dict() | {"report": page and str(page)}))
+        return 1 if done.failed else 0
+    for cell, reason in done.failed.items():
+        print(f"failed: {cell}: {reason} (traceback in {folder / 'cells' / cell / 'failed.json'})", file=sys.stderr)
+    spent = f"{done.ran} cells run, {done.skipped} were done, {len(done.failed)} failed; {duration(done.seconds)}"
+    print(f"{study.name}: {spent}")
+    print(f"report: {page}" if page else "report: none, since no cell is done")
+    return 1 if done.failed else 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Cells done, running, failed and to do, with the time left."""
+    from dynamics.study.status import study_status
+
+    found = study_status(options.folder)
+    if options.json:
+        print(json.dumps(found.to_dict()))
+        return 0
+    _print_status(found)
+    return 0
+
+
+def _print_status(found: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from dynamics.study.progress import duration, label
+
+    console = Console()
+    counts = ", ".join(f"{found.count(state)} {state}" for state in ("done", "running", "failed", "to do"))
+    console.print(f"{found.name}: {len(found.cells)} cells: {counts}; time left {duration(found.seconds_left)}")
+    table = Table(box=None)
+    for column in ("cell", "what", "state", "done", "time"):
+        table.add_column(column)
+    for cell in found.cells:
+        if cell.state in ("running", "failed"):
+            table.add_row(cell.id, label(cell.coords), cell.state, f"{cell.fraction:.0%}", duration(cell.seconds))
+    if table.row_count:
+        console.print(table)
+    for cell in found.failed:
+        console.print(f"{cell.id}: {cell.reason}", markup=False, highlight=False)
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write the report of whatever is done so far."""
+    from dynamics.study.summary import report as write
+
+    page = write(options.folder)
+    print(json.dumps({"report": str(page)}) if options.json else f"report: {page}")
+    return 0

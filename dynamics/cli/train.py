@@ -1,0 +1,77 @@
+"""`dynamics train` and `dynamics eval`."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from typing import Any
+
+from dynamics.cli.options import load_run
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train one run and print its scores on test."""
+    from dynamics.study.prepare import Workspace, cache_folder
+    from dynamics.study.single import train_run
+
+    run = load_run(options)
+    folder, scores = train_run(run, options.output, Workspace(cache_folder()), _Fraction())
+    if options.json:
+        print(json.dumps({"folder": str(folder), "scores": scores}))
+        return 0
+    record = scores["run"]
+    loss = "none" if record["final_loss"] is None else f"{record['final_loss']:.4f}"
+    print(f"{folder}: {record['steps']} steps, {record['tokens']:,} tokens, final training loss {loss}")
+    print(f"parameters of step {scores['chosen']['step']} ({scores['chosen']['rule']}); test:")
+    for ability, result in scores["test"].items():
+        mean, chance = _mean(result["scores"]), _mean(result["chance"])
+        nats = sum(result["loss_sums"]) / max(1, sum(result["num_tokens"]))
+        print(f"  {ability:18} score {mean:.3f} (chance {chance:.3f})  loss {nats:.3f} nats/token")
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Score a finished run's model on each ability."""
+    from dynamics.study.prepare import Workspace, cache_folder
+    from dynamics.study.single import score_run
+
+    overall = score_run(options.checkpoint, Workspace(cache_folder()), split=options.split, files=options.records or ())
+    if options.json:
+        print(json.dumps(dataclasses.asdict(overall)))
+        return 0
+    print(f"{'ability':18} {'score':>6} {'s.e.':>6} {'chance':>6} {'loss':>6} {'items':>6} {'unparsed':>8} {'cut':>5}")
+    for one in overall.abilities.values():
+        print(
+            f"{one.ability:18} {one.score:6.3f} {_number(one.standard_error):>6} {one.chance:6.3f} "
+            f"{_number(one.loss):>6} {one.num_items:6} {one.num_unparsed:8} {one.num_truncated:5}"
+        )
+    error, loss = _number(overall.standard_error), _number(overall.loss)
+    print(f"{'mean of abilities':18} {overall.score:6.3f} {error:>6} {overall.chance:6.3f} {loss:>6}")
+    return 0
+
+
+class _Fraction:
+    """Progress of one run, a line now and then on standard error."""
+
+    def __init__(self, *, interval: float = 5.0) -> None:
+        self._interval = interval
+        self._began = time.monotonic()
+        self._last = 0.0
+
+    def __call__(self, fraction: float) -> None:
+        now = time.monotonic()
+        if now - self._last < self._interval:
+            return
+        self._last = now
+        spent = now - self._began
+        left = f", about {spent / fraction - spent:.0f} s left" if fraction > 0.02 else ""
+        print(f"{fraction:.0%} after {spent:.0f} s{left}", file=sys.stderr)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}"

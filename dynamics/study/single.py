@@ -1,0 +1,75 @@
+"""One run without a study: train it in a folder of its own, and score a finished one again."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynamics import config
+from dynamics.data.sources import read_jsonl
+from dynamics.errors import UserError
+from dynamics.eval.ability_eval import evaluate_prepared, prepare
+from dynamics.eval.scores import Overall, aggregate
+from dynamics.model.llama import abstract
+from dynamics.study.base import row_groups, run_mesh
+from dynamics.study.folder import CellFolder, read_json
+from dynamics.study.grid import Cell, coordinates
+from dynamics.study.jobs import run_cell
+from dynamics.study.prepare import Workspace
+from dynamics.study.run import Run, cell_id
+from dynamics.train.checkpoint import load_params
+
+CHECKPOINTS = 20  # about so many in a run that names no `checkpoint_every` of its own
+
+
+def train_run(
+    run: Run, folder: str | Path, workspace: Workspace, report: Callable[[float], None]
+) -> tuple[Path, dict[str, Any]]:
+    """Train and evaluate a run in `folder`/<id>, going on from its newest checkpoint; returns its folder and scores.
+
+    The parameters are kept, for `score_run` and whoever uses the model. A run that is done is not run again.
+    Raises UserError when the run fails for a reason of the user's or another process has it.
+    """
+    every = run.checkpoint_every or max(50, _expected_steps(run, workspace) // CHECKPOINTS)
+    run = dataclasses.replace(run, checkpoint_every=every, keep_parameters=True)
+    cell = Cell(id=cell_id(run), coords=coordinates(run), run=run)
+    home = CellFolder(Path(folder) / cell.id)
+    end = run_cell(cell, home, workspace, report)
+    if end["state"] == "busy":
+        raise UserError(f"another process trains this run in {home.path}; wait for it or give another --output")
+    if end["state"] == "failed":
+        raise UserError(f"{end['reason']} (traceback in {home.failed_file})")
+    scores = home.scores()
+    assert scores is not None, "a run that ended as done has scores"
+    return home.path, scores
+
+
+def _expected_steps(run: Run, workspace: Workspace) -> int:
+    from dynamics.study.cell import plan_run
+
+    return plan_run(run, workspace)[0].steps if run.volume != 0 else 0
+
+
+def score_run(
+    folder: str | Path, workspace: Workspace, *, split: str = "test", files: Sequence[str | Path] = ()
+) -> Overall:
+    """Scores of a finished run's parameters on its source's split, or on record files of yours.
+
+    Raises UserError when the folder is no run's, or the run kept no parameters (`keep_parameters=True` keeps them).
+    """
+    home = Path(folder)
+    described = read_json(home / "run.json")
+    if not isinstance(described, dict) or "run" not in described:
+        raise UserError(f"{home} is not the folder of a run (no sound run.json); give one that `dynamics train` wrote")
+    if not (home / "parameters").is_dir():
+        raise UserError(f"{home} holds no parameters; run it with keep_parameters=True, or finish it first")
+    run: Run = config.from_plain(described["run"])
+    shape = workspace.model_shape(run)
+    model, _ = load_params(home / "parameters", abstract(shape))
+    mesh = run_mesh(run)
+    if not files:
+        prepared, _ = workspace.evaluation(run, split, row_shards=row_groups(mesh))
+        return aggregate(evaluate_prepared(model, prepared, mesh=mesh))
+    records = [record for path in files for record in read_jsonl(path).records]
+    prepared = prepare(records, workspace.tokenizer(run), run.template, run.evaluation, row_shards=row_groups(mesh))
+    return aggregate(evaluate_prepared(model, prepared, mesh=mesh))
