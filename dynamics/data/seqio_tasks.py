@@ -46,16 +46,13 @@ def register(source: Source, *, prefix: str, tokenizer: Tokenizer, template: Tem
     for ability, name in zip(abilities, names, strict=True):
         counts = {split: len(source.load(ability, split).records) for split in SPLITS}
         sizes[name] = counts["train"]
-        seqio.TaskRegistry.add(
-            name,
-            source=seqio.FunctionDataSource(
-                dataset_fn=_dataset_fn(source, ability, tokenizer, template, view),
-                splits=[split for split, count in counts.items() if count],
-                num_input_examples=counts,
-            ),
-            output_features=features,
-            preprocessors=[],
+        # Any: seqio's own FunctionDataSource does not fit the protocol that its registry asks for.
+        records: Any = seqio.FunctionDataSource(
+            dataset_fn=_dataset_fn(source, ability, tokenizer, template, view),
+            splits=[split for split, count in counts.items() if count],
+            num_input_examples=counts,
         )
+        seqio.TaskRegistry.add(name, source=records, output_features=features, preprocessors=[])
     seqio.MixtureRegistry.add(prefix, [(name, size) for name, size in sizes.items() if size])
     return prefix
 
