@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from dynamics.errors import UserError
 
@@ -94,7 +94,7 @@ def _starts_with_bracket(file: io.BufferedReader) -> bool:
     return file.peek(4096)[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
-def _json_lines(file: BinaryIO) -> Iterator[Line]:
+def _json_lines(file: io.BufferedReader) -> Iterator[Line]:
     offset = 0
     number = 0
     while raw := file.readline(MAX_LINE_BYTES + 1):
@@ -107,7 +107,7 @@ def _json_lines(file: BinaryIO) -> Iterator[Line]:
             yield _decoded(raw, number, start)
 
 
-def _pass_over_line(file: BinaryIO) -> int:
+def _pass_over_line(file: io.BufferedReader) -> int:
     """Bytes up to and with the next newline, read in pieces so that the longest line costs no memory."""
     passed = 0
     while piece := file.readline(2**20):
@@ -154,7 +154,7 @@ def _shown(raw: bytes) -> str:
     return text[:_SHOWN_CHARACTERS] + " ..." if cut else text
 
 
-def _list_items(file: BinaryIO, path: Path) -> Iterator[Line]:
+def _list_items(file: io.BufferedReader, path: Path) -> Iterator[Line]:
     """The items of a JSON list, each with the line on which it starts; what comes after broken JSON cannot be told."""
     raw = file.read().removeprefix(b"\xef\xbb\xbf")
     try:
