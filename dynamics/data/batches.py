@@ -13,8 +13,10 @@ One row of a host batch, two documents of 3 and 4 tokens, in a row of 8:
     segments  = [ 1,  1,  1,  2,  2,  2,  2,  0]   0 is padding, told by position and never by id
 """
 
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,6 +32,7 @@ DeviceBatch = dict[str, np.ndarray]  # see `compact`
 T = TypeVar("T")
 
 _WHOLE = ("tokens", "positions", "segments")  # arrays of a device batch that keep every position
+_PLANNED = ("num_tokens", "num_trained", "batch", "row", "offset", "segment")
 _CAP_STEPS = 16  # sizes of the trained part that programs are compiled for, per batch shape
 
 
@@ -52,6 +55,7 @@ class Batches:
         self.store = store
         self.documents = documents
         self.plan = packing
+        self.epoch_sizes = tuple(epoch_sizes)  # documents
         self.epoch_ends = tuple(packing.batches_until(int(seen)) for seen in np.cumsum(epoch_sizes))
 
     @staticmethod
@@ -81,13 +85,51 @@ class Batches:
         )
         return Batches(store, documents, packing, epoch_sizes=sizes)
 
+    def save(self, path: str | Path) -> None:
+        """Write the plan beside a run: which document lies where, for every batch it will see."""
+        arrays = {name: getattr(self.plan, name) for name in _PLANNED}
+        header = np.array([self.plan.rows, self.plan.length], dtype=np.int64)
+        with Path(path).open("wb") as file:
+            np.savez(
+                file,
+                header=header,
+                documents=self.documents,
+                epoch_sizes=np.array(self.epoch_sizes, dtype=np.int64),
+                fingerprint=np.array(self.fingerprint),
+                **arrays,
+            )
+
+    @staticmethod
+    def load(store: TokenStore, path: str | Path) -> "Batches":
+        """The batches that `save` wrote, over the same store; anything else is refused."""
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"no plan of batches at {path}; write one with Batches.save or plan them anew")
+        try:
+            with np.load(path) as saved:
+                rows, length = (int(number) for number in saved["header"])
+                packing = PackingPlan(rows=rows, length=length, **{name: saved[name] for name in _PLANNED})
+                documents, sizes, fingerprint = saved["documents"], saved["epoch_sizes"], str(saved["fingerprint"])
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is not a whole plan of batches ({error}); remove it to plan anew") from error
+        fits = documents.size == 0 or documents.max() < len(store)
+        if not fits or not np.array_equal(store.num_tokens[documents], packing.num_tokens):
+            raise UserError(f"{path} is a plan of another store than {store.folder}; remove it to plan anew")
+        batches = Batches(store, documents, packing, epoch_sizes=sizes.tolist())
+        if batches.fingerprint != fingerprint:
+            raise UserError(
+                f"{path} was made as {fingerprint}, but over {store.folder} it is {batches.fingerprint}: "
+                "the tokens or the plan changed; remove it to plan anew"
+            )
+        return batches
+
     def __len__(self) -> int:
         return self.plan.num_batches
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that depend on every id of every batch."""
-        state = xxhash.xxh3_64(f"{self.store.fingerprint}{self.plan.fingerprint}".encode())
+        """16 hex digits that depend on every id of every batch, and on where epochs end."""
+        state = xxhash.xxh3_64(f"{self.store.fingerprint} {self.plan.fingerprint} {self.epoch_sizes}".encode())
         state.update(np.ascontiguousarray(self.documents, dtype="<i8").tobytes())
         return state.hexdigest()
 

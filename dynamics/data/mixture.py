@@ -20,6 +20,12 @@ from dynamics.seeds import name_hash, stream
 Planned = tuple[str, str]  # (ability, id)
 
 
+def document_key(planned: Planned) -> str:
+    """The key of a planned record in a token store: 'math/0f3c...'."""
+    ability, id = planned
+    return f"{ability}/{id}"
+
+
 def slice_ids(ids: Sequence[str], volume: int | None, *, seed: int, ability: str) -> list[str]:
     """The first `volume` distinct ids by the hash of (seed, ability, id); all of them when `volume` is None.
 

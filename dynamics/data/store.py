@@ -193,7 +193,14 @@ def _write(folder: Path, documents: Iterable[tuple[str, Encoded]], *, settings: 
                 name: {"bytes": (folder / name).stat().st_size, "xxh3": _digest(folder / name)} for name in _FILES
             },
         }
+        manifest["manifest"] = _own_digest(manifest)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _own_digest(manifest: dict[str, Any]) -> str:
+    """Digest of everything in a manifest but the entry that holds it."""
+    rest = {key: value for key, value in manifest.items() if key != "manifest"}
+    return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -202,12 +209,16 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds no token store: manifest.json is missing; write the store with build()")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        sound = manifest["format"] == _FORMAT and set(manifest["files"]) == set(_FILES) and "settings" in manifest
+        version, recorded = manifest["format"], manifest.get("manifest")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); remove the folder to write the store anew") from error
-    if not sound:
+    if version != _FORMAT:
         raise UserError(
-            f"{path} has format {manifest['format']}, this version reads {_FORMAT}; "
+            f"{path} has format {version}, this version reads {_FORMAT}; remove the folder to write the store anew"
+        )
+    if recorded != _own_digest(manifest):
+        raise UserError(
+            f"{path} does not match the digest it holds: it was damaged or changed; "
             "remove the folder to write the store anew"
         )
     return manifest

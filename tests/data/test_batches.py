@@ -134,6 +134,30 @@ def test_resuming_at_any_step_gives_the_rest(store, batches, data):
         assert_equal(batch, batches.batch(step))
 
 
+def test_a_saved_plan_gives_the_same_batches(store, batches, tmp_path):
+    batches.save(tmp_path / "plan.npz")
+    loaded = Batches.load(store, tmp_path / "plan.npz")
+    assert (loaded.fingerprint, loaded.epoch_ends) == (batches.fingerprint, batches.epoch_ends)
+    for step in range(len(batches)):
+        assert_equal(loaded.batch(step), batches.batch(step))
+
+
+def test_a_plan_that_does_not_fit_is_refused(store, batches, tmp_path):
+    path = tmp_path / "plan.npz"
+    with pytest.raises(UserError, match="no plan of batches at"):
+        Batches.load(store, path)
+    batches.save(path)
+    fewer = TokenStore.build(tmp_path / "fewer", [("a", document(0))], manifest={})
+    with pytest.raises(UserError, match="is a plan of another store than"):
+        Batches.load(fewer, path)
+    flipped = [(key, Encoded(tokens=document(i).tokens, trained=~document(i).trained)) for i, key in enumerate(KEYS)]
+    with pytest.raises(UserError, match="the tokens or the plan changed"):
+        Batches.load(TokenStore.build(tmp_path / "flipped", flipped, manifest={}), path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match="is not a whole plan of batches"):
+        Batches.load(store, path)
+
+
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
 def test_prefetching_changes_nothing(batches, prefetch):
     ahead = list(batches.iterate(1, 6, prefetch=prefetch, host=1, num_hosts=2))

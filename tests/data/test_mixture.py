@@ -147,6 +147,11 @@ def test_blocks_come_in_the_order_asked_for():
     assert [name for name, _ in Blocked(first=("math",))(groups, seed=0, epoch=0)][::2] == ["math", "chinese", "code"]
 
 
+def test_a_mixture_survives_json():
+    mixture = Mixture(volumes=(("math", 4), ("code", None)), order=Blocked(first=("math",)), slice_seed=3)
+    assert from_json(to_json(mixture)) == mixture
+
+
 def test_planned_epochs():
     mixture = Mixture(volumes=(("math", 4), ("code", 2)))
     epochs = mixture.planned(mixture.slices({"math": IDS, "code": IDS}), num_epochs=3)

@@ -133,6 +133,16 @@ def test_a_cut_file_and_a_missing_one_are_found(sound, tmp_path, name):
         TokenStore.open(folder)
 
 
+@pytest.mark.parametrize("name", ["fingerprint", "settings", "files", "tokens", "documents"])
+def test_a_changed_manifest_is_found(sound, tmp_path, name):
+    folder = copy(sound, tmp_path / "store")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest[name] = {} if isinstance(manifest[name], dict) else 0
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="does not match the digest it holds"):
+        TokenStore.open(folder)
+
+
 def test_a_store_made_with_other_settings_is_refused(sound):
     with pytest.raises(UserError, match=r"other settings .different: length, tokenizer.; remove the folder"):
         TokenStore.open(sound, manifest={**SETTINGS, "length": 8, "tokenizer": "xyz"})
@@ -145,6 +155,8 @@ def test_a_store_made_with_other_settings_is_refused(sound):
         ("", "manifest.json is damaged"),
         ("[]", "manifest.json is damaged"),
         ("{}", "manifest.json is damaged"),
+        ("[1", "manifest.json is damaged"),
+        (json.dumps({"format": 1, "files": {}, "settings": {}}), "does not match the digest it holds"),
         (json.dumps({"format": 9, "files": {}, "settings": {}}), "has format 9, this version reads 1"),
     ],
 )

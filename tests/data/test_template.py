@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynamics.config import from_json, to_json
 from dynamics.data.template import (
     ALPACA,
     CHATML,
@@ -125,6 +126,11 @@ def test_a_system_turn_is_always_written(template):
 def test_contents_are_stripped(template):
     messy, clean = turns("  hi\n", "\tyo  "), turns("hi", "yo")
     assert encode(template, TOKENIZER, messy).tokens.tolist() == encode(template, TOKENIZER, clean).tokens.tolist()
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
+def test_a_template_survives_json(template):
+    assert from_json(to_json(template)) == template
 
 
 @dataclass(frozen=True, kw_only=True)
