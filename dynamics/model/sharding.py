@@ -93,7 +93,7 @@ def activate(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 def constrain(x: jax.Array, axes: Sequence[str]) -> jax.Array:
     """Ask the compiler to lay `x` out by its logical axes; x itself without an active mesh or on a single device."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or not set(MESH_AXES) <= set(mesh.axis_names):  # or a mesh of members
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(RULES[axis] for axis in axes)))
 

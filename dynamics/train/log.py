@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from dynamics.errors import UserError
 
@@ -104,7 +104,7 @@ class Log:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Log":
         return self
 
     def __exit__(

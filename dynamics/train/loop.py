@@ -11,14 +11,15 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
 from dynamics.errors import UserError
 from dynamics.train.checkpoint import Checkpointer
-from dynamics.train.log import Log
-from dynamics.train.step import Batch, Step, TrainState, metric_values
+from dynamics.train.optimizer import Optimizer
+from dynamics.train.step import Batch, TrainState
 
 LAG = 8  # steps in flight
 
@@ -44,6 +45,30 @@ class Interrupted(KeyboardInterrupt):
         return 130 if self.signal_number == signal.SIGINT else 75
 
 
+@runtime_checkable
+class StepFunction(Protocol):
+    """What the loop asks of a step; `Step` is one, the step of a population another."""
+
+    optimizer: Optimizer
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any]: ...
+
+    def values(self, metrics: Any) -> dict[str, Any]:
+        """Metrics on the host; `loss`, `grad_norm` and `weight` are among them."""
+        ...
+
+
+@runtime_checkable
+class StepLog(Protocol):
+    """What the loop asks of a log; `Log` is one."""
+
+    def truncate(self, step: int) -> int: ...
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None: ...
+
+    def sync(self) -> None: ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hook:
     """Called with (step, state) after each of `steps` updates, before that step is saved; evaluation is one.
@@ -67,7 +92,7 @@ class Trained:
     wait_seconds: float  # the host stood waiting for a batch
     hook_seconds: float
     save_seconds: float  # the host stood still for saving
-    last: dict[str, float]  # metrics of the last update; empty when there was none to make
+    last: dict[str, Any]  # metrics of the last update; empty when there was none to make
     empty_batches: int  # batches without any trained token, which changed nothing
 
     @property
@@ -83,7 +108,7 @@ class Trained:
 def train(
     state: TrainState,
     batches: OpenBatches,
-    step_fn: Step,
+    step_fn: StepFunction,
     *,
     until: int,
     hooks: Sequence[Hook] = (),
@@ -91,8 +116,8 @@ def train(
     save_every: int = 0,
     permanent: frozenset[int] = frozenset(),
     meta: Mapping[str, Any] | None = None,
-    log: Log | None = None,
-    on_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
+    log: StepLog | None = None,
+    on_metrics: Callable[[int, Mapping[str, Any]], None] | None = None,
     lag: int = LAG,
 ) -> Trained:
     """Make the updates from state.step to `until`; consumes `state`.
@@ -101,7 +126,7 @@ def train(
     end, and when interrupted. The log is first cut back to state.step, so a resumed run leaves the same bytes as an
     uninterrupted one. Raises Interrupted on SIGINT and SIGTERM, UserError when the loss stops being a number.
     """
-    start = int(state.step)
+    start = int(np.max(state.step))  # of a population: its members that still learn
     if log is not None:
         log.truncate(start)
     due = frozenset(range(save_every, until, save_every)) if save_every else frozenset()
@@ -120,19 +145,19 @@ class _Run:
 
     state: TrainState
     step: int
-    step_fn: Step
+    step_fn: StepFunction
     hooks: tuple[Hook, ...]
     checkpointer: Checkpointer | None
     permanent: frozenset[int]
     meta: dict[str, Any]
-    log: Log | None
-    on_metrics: Callable[[int, Mapping[str, float]], None] | None
+    log: StepLog | None
+    on_metrics: Callable[[int, Mapping[str, Any]], None] | None
     lag: int
 
     def __post_init__(self) -> None:
         self.start = self.step
         self.in_flight: deque[tuple[int, Any]] = deque()
-        self.last: dict[str, float] = {}
+        self.last: dict[str, Any] = {}
         self.empty_batches = 0
         self.began = time.perf_counter()
         self.first_seconds = self.wait_seconds = self.hook_seconds = self.save_seconds = 0.0
@@ -176,7 +201,7 @@ class _Run:
     def _fetch(self) -> None:
         """Wait for the oldest step in flight and write its metrics down."""
         step, metrics = self.in_flight.popleft()
-        values = metric_values(metrics)
+        values = self.step_fn.values(metrics)
         if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
             raise UserError(
                 f"the loss of step {step} is {values['loss']} and its gradient's norm {values['grad_norm']}; "

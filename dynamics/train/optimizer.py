@@ -95,6 +95,11 @@ class Optimizer:
         return jax.tree.map(lambda matched: not matched, tree.name_mask(params, self.no_decay))
 
 
+def global_norm(gradients: Any) -> Float[Array, ""]:
+    """Euclidean norm over all leaves, in float32."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradients)))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW(Optimizer):
     """Adam with decoupled weight decay; moments in float32 whatever the parameters' type.
@@ -126,7 +131,7 @@ class AdamW(Optimizer):
         def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
             grads = updates
             count = optax.safe_increment(state.count)
-            scale = 1.0 if self.clip is None else self.clip / jnp.maximum(optax.global_norm(grads), self.clip)
+            scale = 1.0 if self.clip is None else self.clip / jnp.maximum(global_norm(grads), self.clip)
             first, second = 1 - self.b1**count, 1 - self.b2**count
             mu = jax.tree.map(lambda g, m: self.b1 * m + (1 - self.b1) * (g * scale), grads, state.mu)
             nu = jax.tree.map(lambda g, v: self.b2 * v + (1 - self.b2) * (g * scale) ** 2, grads, state.nu)

@@ -5,18 +5,19 @@ The step knows no file, clock or logger. Everything it returns stays on the devi
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from dynamics.errors import UserError
 from dynamics.losses.objective import Objective, Sums
 from dynamics.model.sharding import activate, batch_shardings, shardings_for
-from dynamics.train.optimizer import Optimizer
+from dynamics.train.optimizer import Optimizer, global_norm
 
 Batch = Mapping[str, Any]  # a DeviceBatch: arrays [micro, ...]
 
@@ -46,30 +47,31 @@ def init_state(model: Any, optimizer: Optimizer, *, total_steps: int, mesh: Mesh
     """
     if total_steps < 1:
         raise UserError(f"total_steps={total_steps}; a run makes at least one update")
+    return _builder(optimizer, mesh)(model, np.int32(total_steps))
 
-    def build(model: Any) -> TrainState:
-        return TrainState(
-            model=model,
-            opt_state=optimizer.transform().init(model),
-            step=jnp.zeros((), jnp.int32),
-            total_steps=jnp.full((), total_steps, jnp.int32),
-        )
 
+def abstract_state(model: Any, optimizer: Optimizer, mesh: Mesh | None = None) -> TrainState:
+    """Shapes, types and placement of the state of a model (or of its shapes): what a checkpoint is restored to."""
+    shapes = jax.eval_shape(functools.partial(_build, optimizer, None), model, jax.ShapeDtypeStruct((), np.int32))
     if mesh is None:
-        return jax.jit(build)(model)
-    shardings = shardings_for(jax.eval_shape(build, model), mesh)
-    return jax.jit(build, out_shardings=shardings)(model)
-
-
-def abstract_state(state: TrainState, mesh: Mesh | None = None) -> TrainState:
-    """Shapes, types and placement of a state: what a checkpoint is restored to, on this mesh or another."""
-    if mesh is None:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+        return shapes
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-        shardings_for(state, mesh),
+        shapes,
+        shardings_for(shapes, mesh),
     )
+
+
+def _build(optimizer: Optimizer, mesh: Mesh | None, model: Any, total_steps: Array) -> TrainState:
+    opt_state = optimizer.transform().init(model)
+    state = TrainState(model=model, opt_state=opt_state, step=jnp.zeros((), jnp.int32), total_steps=total_steps)
+    return state if mesh is None else jax.lax.with_sharding_constraint(state, shardings_for(state, mesh))
+
+
+@functools.lru_cache(maxsize=64)
+def _builder(optimizer: Optimizer, mesh: Mesh | None) -> Callable[..., TrainState]:
+    """Compiled once for each optimizer, mesh and shape, not once for each run."""
+    return jax.jit(functools.partial(_build, optimizer, mesh))
 
 
 def gradient_sums(objective: Objective, model: Any, batch: Batch) -> tuple[Any, Sums]:
@@ -119,12 +121,6 @@ def update(objective: Objective, optimizer: Optimizer, state: TrainState, batch:
     return new_state, metrics
 
 
-def global_norm(gradients: Any) -> Float[Array, ""]:
-    """Euclidean norm over all leaves, in float32."""
-    leaves = jax.tree.leaves(gradients)
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves))
-
-
 class Step:
     """A compiled update; call it with a state (which it consumes) and a batch. Made by `make_step`."""
 
@@ -150,6 +146,10 @@ class Step:
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         return self.compiled(state, self.place(batch))
+
+    def values(self, metrics: Sums) -> dict[str, float]:
+        """The metrics on the host; waits for the step that made them."""
+        return metric_values(metrics)
 
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
         """The program, not run: for counts of operations and memory."""
