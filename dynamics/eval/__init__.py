@@ -1,0 +1,1 @@
+"""Measuring a model: its loss and its score on items of every ability."""

@@ -1,0 +1,64 @@
+"""Prepared evaluations: every target is scored exactly once, and settings that make no sense are refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dynamics.data.template import DOIT, encode
+from dynamics.errors import UserError
+from dynamics.eval.prepared import Evaluation, answer_letter_ids, prepare
+
+from .conftest import record
+
+SMALL = Evaluation(row_length=32, batch_tokens=64, max_length=256)
+
+
+@pytest.mark.parametrize("row_shards", [1, 2, 4])
+def test_packing_scores_every_answer_token_exactly_once(records, tokenizer, row_shards):
+    prepared = prepare(records, tokenizer, DOIT, SMALL, row_shards=row_shards)
+    seen = np.zeros(len(prepared.num_targets), int)
+    for packed in prepared.packed:
+        owners = packed.text_of_entry[packed.text_of_entry >= 0]
+        seen[packed.texts] += np.bincount(owners, minlength=len(packed.texts))
+        assert all(batch["tokens"].shape[1] % row_shards == 0 for batch in packed.batches)
+        assert all(batch["trained_index"].shape[1] == row_shards for batch in packed.batches)
+    np.testing.assert_array_equal(seen, prepared.num_targets)
+    assert len(prepared.packed) > 1, "the records should need rows of more than one length"
+
+
+def test_a_packed_answer_is_the_answer(tokenizer):
+    given = [record("creative_writing", f"poem {i}", "gold " * (i + 1)) for i in range(12)]
+    prepared = prepare(given, tokenizer, DOIT, SMALL, row_shards=2)
+    for packed in prepared.packed:
+        targets = np.concatenate([batch["trained_targets"].reshape(-1) for batch in packed.batches])
+        for local, text in enumerate(packed.texts):
+            answer = targets[packed.text_of_entry == local]
+            whole = encode(DOIT, tokenizer, given[text].messages)
+            np.testing.assert_array_equal(answer, whole.tokens[whole.trained])
+            assert targets[packed.first_entry[local]] == answer[0]
+
+
+def test_letters_are_read_as_answers_are_trained(tokenizer):
+    ids = answer_letter_ids("ABCD", tokenizer, DOIT)
+    assert ids.tolist() == [tokenizer.letter_id(letter) for letter in "ABCD"]
+    assert ids.tolist() != [tokenizer.bare_piece_id(letter) for letter in "ABCD"]
+
+
+def test_letters_that_begin_alike_are_refused(tokenizer):
+    with pytest.raises(UserError, match=r"answers '甲' and '乙' begin with the same token '▁'; use choice="):
+        answer_letter_ids("甲乙", tokenizer, DOIT)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("choice", "vote", r"choice is 'vote'; allowed: likelihood, generation"),
+        ("ties", "lose", r"ties is 'lose'; allowed: share, correct"),
+        ("batch_size", 0, r"batch_size is 0; give a whole number >= 1"),
+        ("row_length", 4096, r"row_length is 4096 and max_length 256; .*lower row_length or raise max_length"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(field, value, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(SMALL, **{field: value})
