@@ -11,7 +11,7 @@ import numpy as np
 
 from dynamics import config, tree
 from dynamics.data.mixture import Mixture, Slices
-from dynamics.eval.ability_eval import ItemResult, Prepared, evaluate_prepared
+from dynamics.eval.ability_eval import ItemResult, evaluate_prepared
 from dynamics.model.llama import abstract
 from dynamics.model.sharding import shardings_for
 from dynamics.study.base import first_parameters, on_device, on_host, prefetch_depth, row_groups, run_mesh
@@ -75,11 +75,15 @@ class Training:
         self.course, self.slices = plan_run(run, workspace) if run.volume != 0 else (None, None)
         self._write_run()
 
+    @property
+    def steps(self) -> int:
+        """Updates until the end."""
+        return 0 if self.course is None else self.course.steps
+
     def start(self) -> TrainState:
         """The state at step 0."""
-        assert self.course is not None
         params = on_device(first_parameters(self.run, self.shape, self.workspace, lambda fraction: None))
-        return init_state(params, self.run.optimizer, total_steps=self.course.steps, mesh=self.mesh)
+        return init_state(params, self.run.optimizer, total_steps=self.steps, mesh=self.mesh)
 
     def batches(self) -> OpenBatches:
         assert self.course is not None
@@ -94,11 +98,10 @@ class Training:
 
     def note(self, step: int) -> None:
         """Report how far the training is, at most about once a second."""
-        assert self.course is not None
         now = time.monotonic()
         if now - self._reported >= _REPORT_EVERY:
             self._reported = now
-            fraction = step / self.course.steps
+            fraction = step / self.steps
             self._report(fraction)
             write_json(self.folder.path / "progress.json", {"fraction": fraction, "seconds": now - self._began})
 
@@ -144,10 +147,10 @@ class Training:
 
     def restored(self, checkpointer: Checkpointer) -> tuple[TrainState, tuple[str, ...]]:
         """The state of the newest sound checkpoint, its curve and its best parameters; step 0 when there is none."""
-        state = self.start()
-        found = checkpointer.restore_latest(abstract_state(state, self.mesh))
+        target = abstract_state(abstract(self.shape), self.run.optimizer, self.mesh)
+        found = checkpointer.restore_latest(target)
         if found.state is None:
-            return state, found.walked_back
+            return self.start(), found.walked_back
         self.curve[:] = found.meta["curve"]
         if self.curve:
             self.best_step = choose(self.curve, self.run.choose)
@@ -214,7 +217,6 @@ class Training:
             "counts": self._counts() | {"unfinished_answers": sum(item.truncated for item in test)},
         }
 
-
     def _final_loss(self) -> float | None:
         """Training loss of the last step, from the log: a run resumed at its very end has made no step itself."""
         entries = read_log(self.folder.path / "metrics.jsonl").entries
@@ -246,14 +248,14 @@ def train_cell(cell: Cell, folder: CellFolder, workspace: Workspace, report: Rep
     with Log(folder.path / "metrics.jsonl") as log:
         if not run.checkpoint_every:
             trained = train(
-                training.start(), training.batches(), step, until=training.course.steps, hooks=training.hooks(),
+                training.start(), training.batches(), step, until=training.steps, hooks=training.hooks(),
                 log=log, on_metrics=lambda at, _: training.note(at),
             )  # fmt: skip
             return training.finish(trained)
         with Checkpointer(folder.path / "checkpoints", config=cell.id) as checkpointer:
             state, walked_back = training.restored(checkpointer)
             trained = train(
-                state, training.batches(), step, until=training.course.steps, hooks=training.hooks(),
+                state, training.batches(), step, until=training.steps, hooks=training.hooks(),
                 checkpointer=checkpointer, save_every=run.checkpoint_every, meta={"curve": training.curve}, log=log,
                 on_metrics=lambda at, _: training.note(at),
             )  # fmt: skip

@@ -1,11 +1,11 @@
 """The folder of a study on disk: what a cell's folder holds, who may write in it, and when it counts as done.
 
-    study.json             name, cells with their coordinates and estimated cost (written by each `run`)
-    cells/<id>/lock        held by the process that runs the cell; the kernel frees it however that process ends
-    cells/<id>/run.json    the resolved settings
-    cells/<id>/metrics.jsonl, progress.json, checkpoints/
-    cells/<id>/failed.json the reason and the traceback of the last failure
-    cells/<id>/scores.json written last and at once: a cell is done exactly when this file is there and sound
+study.json             name, cells with their coordinates and estimated cost (written by each `run`)
+cells/<id>/lock        held by the process that runs the cell; the kernel frees it however that process ends
+cells/<id>/run.json    the resolved settings
+cells/<id>/metrics.jsonl, progress.json, checkpoints/
+cells/<id>/failed.json the reason and the traceback of the last failure
+cells/<id>/scores.json written last and at once: a cell is done exactly when this file is there and sound
 """
 
 import contextlib
@@ -146,7 +146,8 @@ class StudyFolder:
                 pass
         except OSError as error:
             raise UserError(
-                f"the study folder {self.path} cannot be written ({error.strerror}); give another folder or change its rights"
+                f"the study folder {self.path} cannot be written ({error.strerror}); "
+                "give another folder or change its rights"
             ) from error
 
     def cell(self, cell_id: str) -> CellFolder:

@@ -3,7 +3,7 @@
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,15 @@ def workspace_of(folder: str | Path) -> Workspace:
     return _workspaces.setdefault(str(folder), Workspace(folder))
 
 
+def model_parameters(run: Run, workspace: Workspace) -> int:
+    """How many parameters the run's model has."""
+    return tree.num_parameters(abstract(workspace.model_shape(run)))
+
+
 def cell_job(cell: Cell, home: StudyFolder, workspace: Workspace) -> Job:
     """The job of a cell, with an estimate of its cost from the lengths of the source's documents."""
     run = cell.run
-    params = tree.num_parameters(abstract(workspace.model_shape(run)))
+    params = model_parameters(run, workspace)
     message = {
         "kind": "cell",
         "cell": cell.id,
@@ -54,7 +59,7 @@ def base_job(cell: Cell, workspace: Workspace) -> Job | None:
     if base_is_ready(run, workspace):
         return None
     assert isinstance(run.base, Base)
-    params = tree.num_parameters(abstract(workspace.model_shape(run)))
+    params = model_parameters(run, workspace)
     message = {"kind": "base", "run": config.to_plain(run), "cache": str(workspace.folder)}
     return Job(
         id=f"base-{base_folder(run, workspace).name}", kind="base", size=run.size_name, params=params,
@@ -155,13 +160,3 @@ def do_job_here(message: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         return {"state": "failed", "reason": reason, "traceback": traceback.format_exc()}
-
-
-def same_shape(cells: Sequence[Cell], workspace: Workspace) -> list[list[Cell]]:
-    """The cells in groups that one vmapped step can train: equal model, batch, optimizer, objective."""
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells:
-        run = cell.run
-        parts = [workspace.model_shape(run), run.batch, run.optimizer, run.objective]
-        groups.setdefault(config.fingerprint(parts), []).append(cell)
-    return list(groups.values())

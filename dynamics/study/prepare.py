@@ -57,7 +57,8 @@ class Workspace:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"the cache folder {self.folder} cannot be made ({error.strerror}); set DYNAMICS_CACHE to a folder of yours"
+                f"the cache folder {self.folder} cannot be made ({error.strerror}); "
+                "set DYNAMICS_CACHE to a folder of yours"
             ) from error
         self.memory: dict[str, Any] = {}  # what this process has read or made, by fingerprint
 
@@ -186,7 +187,9 @@ def _build_pool(run: Run, tokenizer: Tokenizer, folder: Path, manifest: dict[str
         described["rejected"][ability] = len(loaded.rejected)
         documents += kept
     if not documents:
-        raise UserError(f"source {run.source.name!r} has no train record left to learn from; see the counts of its files")
+        raise UserError(
+            f"source {run.source.name!r} has no train record left to learn from; see the counts of its files"
+        )
     if not folder.is_dir():
         TokenStore.build(folder, documents, manifest=manifest)
     return described
@@ -203,7 +206,7 @@ def _pool(store: TokenStore, described: dict[str, Any]) -> Pool:
 
 
 def _corpus_documents(run: Run, tokenizer: Tokenizer, length: int) -> Iterator[tuple[str, Encoded]]:
-    """Texts, each with an end token, long ones in pieces. A lone last token joins no piece: it has nothing to predict."""
+    """Texts, each with an end token, long ones in pieces. A lone last token is left out: it predicts nothing."""
     end = tokenizer.eot_id if tokenizer.eos_id is None else tokenizer.eos_id
     for number, text in enumerate(run.source.corpus()):
         ids = np.asarray([*tokenizer.encode(text), end], dtype=np.int32)

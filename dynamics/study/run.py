@@ -4,6 +4,8 @@ A `Run` is resolved (sizes by name become their shapes, 'every ability' becomes 
 resolved run together with the content of its data is the name of its cell.
 """
 
+# ruff: noqa: RUF009 - settings are frozen, so one instance may be the default of all
+
 import dataclasses
 import functools
 from pathlib import Path
@@ -99,7 +101,7 @@ class Run:
     slice_seed: int | None = None  # None: the slice follows `seed`; a number: every seed trains on one slice
     mesh: MeshShape = MeshShape()
     checkpoint_every: int = 0  # steps between checkpoints inside the run; 0: an interrupted run starts over
-    keep_parameters: bool = False  # write the chosen parameters into the cell's folder
+    keep_parameters: bool = True  # write the chosen parameters into the cell's folder
 
     def __post_init__(self) -> None:
         if isinstance(self.volume, int) and self.volume < 0:
@@ -127,7 +129,8 @@ class Run:
         unknown = [name for name in self.abilities if name not in known]
         if unknown:
             raise UserError(
-                f"abilities name {unknown[0]!r}, which source {self.source.name!r} does not have; known: {', '.join(known)}"
+                f"abilities name {unknown[0]!r}, which source {self.source.name!r} does not have; "
+                f"known: {', '.join(known)}"
             )
         if len(set(self.abilities)) != len(self.abilities):
             raise UserError(f"abilities={self.abilities} names one ability twice; name each once")
@@ -151,7 +154,9 @@ def _file_fingerprint(path: str) -> str:
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise UserError(f"tokenizer={path!r} cannot be read ({error.strerror}); give a SentencePiece model file") from error
+        raise UserError(
+            f"tokenizer={path!r} cannot be read ({error.strerror}); give a SentencePiece model file"
+        ) from error
 
 
 def tokenizer_identity(run: Run) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from dynamics.study.workers import Worker
 from dynamics.train.loop import train
 from dynamics.train.step import init_state, make_step
 
-_STEPS = 60  # timed at a time, after as many to warm up
+_MOST_STEPS = 100  # timed at a time
+_TURN_SECONDS = 1.0  # about so long this process is timed in a turn
 _TURNS = 5
 
 
@@ -30,7 +31,7 @@ def smallest_run(study: Study, workspace: Workspace) -> Run:
     volumes = [volume for volume in study.volumes if volume != 0] or [study.run.volume]
     runs = [dataclasses.replace(study.run, size=size, volume=volumes[-1]) for size in sizes]
     smallest = min(runs, key=lambda run: tree.num_parameters(abstract(workspace.model_shape(run))))
-    return dataclasses.replace(smallest, budget=Budget(updates=_STEPS), checkpoint_every=0)
+    return dataclasses.replace(smallest, budget=Budget(updates=_MOST_STEPS), checkpoint_every=0)
 
 
 def time_steps(run: Run, workspace: Workspace, steps: int) -> dict[str, float]:
@@ -57,14 +58,15 @@ def measure_speedup(study: Study, pool: Sequence[Worker], workspace: Workspace) 
     all its cores, as a plain training script would.
     """
     run = smallest_run(study, workspace)
-    message = {"kind": "speed", "run": config.to_plain(run), "cache": str(workspace.folder), "steps": _STEPS}
+    message = {"kind": "speed", "run": config.to_plain(run), "cache": str(workspace.folder), "steps": 10}
+    _all_at_once(pool, message)  # compiles
+    first = time_steps(run, workspace, 10)
+    message["steps"] = steps = max(10, min(_MOST_STEPS, round(first["steps"] / first["seconds"] * _TURN_SECONDS)))
     alone, together = [], []
-    for turn in range(_TURNS + 1):
-        here = time_steps(run, workspace, _STEPS)
-        there = _all_at_once(pool, message)
-        if turn > 0:  # the first turn compiles
-            alone.append(here["steps"] / here["seconds"])
-            together.append(there)
+    for _ in range(_TURNS):
+        here = time_steps(run, workspace, steps)
+        alone.append(here["steps"] / here["seconds"])
+        together.append(_all_at_once(pool, message))
     rates = {"one_after_another": statistics.median(alone), "workers": statistics.median(together)}
     return {
         "size": run.size_name,

@@ -8,7 +8,6 @@ A worker never outlives its coordinator: the end of its input, however it comes 
 """
 
 import argparse
-import contextlib
 import json
 import os
 import queue
@@ -117,10 +116,6 @@ class Worker:
             if self._process is not None:
                 self._process.kill()
                 self._process.wait()
-                for pipe in (self._process.stdin, self._process.stdout):
-                    with contextlib.suppress(OSError):
-                        if pipe is not None:
-                            pipe.close()
 
 
 def _read_jobs(jobs: "queue.Queue[dict[str, Any]]", source: Any) -> None:
