@@ -204,32 +204,34 @@ def _options(record: Record, last: str) -> tuple[str, ...]:
     return found if last in found else tuple(LETTERS[: LETTERS.index(last) + 1])
 
 
-# A mark is a letter with a stop after it at a line start, after white space or after a sentence's end, or in brackets.
-_MARK = re.compile(
-    r"(?:^|(?<=[\s:：?？。,，;；]))[（(]?([A-J])(?:\s?[.．、:：)）]|\s?。)|[（(]([A-J])[)）]",
-    re.MULTILINE,
-)
+# A mark is a letter with a stop after it, or in brackets; inline it stands after white space or the end of a clause.
+_STOP = r"(?:\s?[.．、:：)）]|\s?。)"
+_LINE_MARK = re.compile(rf"^[ \t]*[（(]?([A-J]){_STOP}", re.MULTILINE)
+_MARK = re.compile(rf"(?:^|(?<=[\s:：?？。,，;；]))[（(]?([A-J]){_STOP}|[（(]([A-J])[)）]", re.MULTILINE)
 
 
 def question_options(question: str) -> tuple[str, ...]:
-    """The option letters of a question, from the longest run A, B, C ... of option marks in it (the last of equals).
+    """The option letters of a question, from the longest run A, B, C ... of option marks in it.
+
+    Marks at line starts are also looked at by themselves, for options that hold marks: "C. genes (A、a)".
 
     >>> question_options("Which color is the sky? A. red B. blue C. green")
     ('A', 'B', 'C')
     >>> question_options("Plan A is good")
     ()
     """
+    at_lines = [mark.group(1) for mark in _LINE_MARK.finditer(question)]
+    anywhere = [mark.group(1) or mark.group(2) for mark in _MARK.finditer(question)]
+    return tuple(LETTERS[: max(_longest_run(at_lines), _longest_run(anywhere))])
+
+
+def _longest_run(letters: list[str]) -> int:
+    """The length of the longest run A, B, C, ... in which other marks may lie, but no A; a lone A is no run."""
     best, run = 0, 0
-    for mark in _MARK.finditer(question):
-        letter = mark.group(1) or mark.group(2)
+    for letter in letters:
         if letter == "A":
             run = 1
-        elif run and letter == LETTERS[run]:
+        elif 0 < run < len(LETTERS) and letter == LETTERS[run]:
             run += 1
-        else:
-            continue
-        if run >= 2 and run >= best:
-            best = run
-        if run == len(LETTERS):
-            run = 0
-    return tuple(LETTERS[:best])
+            best = max(best, run)
+    return best

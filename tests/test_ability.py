@@ -56,6 +56,8 @@ def test_an_unknown_ability_names_the_nearest():
         ("Which? A) sky B) rose C) leaf", "ABC"),
         ("A. Smith asks: which?\nA. sky\nB. rose\nC. leaf", "ABC"),  # a stray mark before the options
         ("Which?\nA. sky\nB. rose\nC. leaf\nD. both A. and B. fit", "ABCD"),  # and one inside them
+        ("Which?\nA. one\nB. genes (A、a)\nC. A、B、a\nD. none", "ABCD"),
+        ("Which?\nA. sky   B. rose\nC. leaf  D. sand", "ABCD"),
         ("Plan A is better than plan B", ""),
         ("维生素A、维生素B", ""),
         ("", ""),
