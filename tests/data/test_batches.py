@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamics.data.batches import Batches, HostBatch, compact, trained_cap
+from dynamics.data.packing import PackingPlan, plan
 from dynamics.data.store import TokenStore
 from dynamics.data.template import Encoded
 from dynamics.errors import UserError
@@ -233,21 +234,21 @@ def test_a_hosts_rows_compact_to_its_slice_of_the_global_batch(batches, num_host
             np.testing.assert_array_equal(value, whole[name][:, host * share : (host + 1) * share])
 
 
+def even_plan(trained: int) -> PackingPlan:
+    """64 rows of one document, each with so many trained targets."""
+    return plan(np.full(64, 512), np.full(64, trained), rows=64, length=512)
+
+
 @pytest.mark.parametrize(("groups", "micro"), [(1, 1), (2, 2), (8, 1)])
-def test_the_cap_holds_every_batch_and_is_shared_by_plans(store, batches, groups, micro):
-    other = Batches.build(store, [KEYS[:9]], rows=ROWS, length=LENGTH)
-    cap = trained_cap(batches.plan, other.plan, groups=groups, micro=micro)
-    assert cap == max(trained_cap(each.plan, groups=groups, micro=micro) for each in (batches, other))
-    assert cap <= ROWS * LENGTH // (groups * micro)
+def test_plans_that_share_a_cap_get_the_largest(groups, micro):
+    caps = [trained_cap(even_plan(trained), groups=groups, micro=micro) for trained in (30, 400)]
+    assert caps[0] < caps[1] <= 64 * 512 // (groups * micro)
+    for order in ((30, 400), (400, 30)):
+        assert trained_cap(*map(even_plan, order), groups=groups, micro=micro) == caps[1]
 
 
 def test_caps_take_few_values():
-    from dynamics.data.packing import plan
-
-    sizes = np.full(64, 512)
-    caps = {
-        trained_cap(plan(sizes, np.full(64, trained), rows=64, length=512), groups=1) for trained in range(1, 512, 7)
-    }
+    caps = {trained_cap(even_plan(trained), groups=1) for trained in range(1, 513, 7)}
     assert len(caps) <= 16
     assert max(caps) == 64 * 512
 
