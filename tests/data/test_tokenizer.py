@@ -84,6 +84,13 @@ def test_a_saved_tokenizer_loads_equal(tmp_path):
     assert loaded.vocab_size == 513
 
 
+def test_a_rare_character_has_a_piece_where_there_is_room():
+    texts = [*TEXTS * 200, "罕"]
+    assert len(train_tokenizer(texts, vocab_size=512).encode("罕", starts_word=False)) == 1
+    many = "".join(chr(0x4E00 + index) for index in range(60))
+    assert len(train_tokenizer([*texts, many], vocab_size=512).encode("罕", starts_word=False)) == 3
+
+
 def test_text_longer_than_a_line_counts_in_full():
     tokenizer = train_tokenizer([" ".join(TEXTS) + " ab" * 20_000 + " qqq" * 9_000], vocab_size=440)
     assert len(tokenizer.encode("qqq")) == 1
