@@ -36,7 +36,17 @@ from pathlib import Path
 
 from dynamics.data.distractors import coarse_distractors, fine_distractor
 from dynamics.data.sample_readers import Draft, Drafts, read_folder
-from dynamics.data.sources import SPLITS, Loaded, Rejected, Source, file_digest, plain_text, write_jsonl, write_rejected
+from dynamics.data.sources import (
+    SPLITS,
+    Files,
+    Loaded,
+    Rejected,
+    Source,
+    file_digest,
+    plain_text,
+    write_jsonl,
+    write_rejected,
+)
 from dynamics.errors import UserError
 from dynamics.record import ABILITY_NAMES, Record, Turn
 from dynamics.seeds import name_hash
@@ -117,6 +127,16 @@ class SampleSets(Source):
         write_jsonl(folder / "corpus.jsonl", ({"text": text} for text in self.corpus()))
         write_rejected(folder / "rejected.jsonl", (one for some in built.rejected.values() for one in some))
         return built.counts()
+
+    def as_files(self, cache: str | Path) -> Files:
+        """The same records as an ordinary `Files` source in a folder of `cache` that the fingerprint names.
+
+        Written once; rejected.jsonl comes last, so a folder without it was interrupted and is written again.
+        """
+        folder = Path(cache) / f"{self.name}-{self.fingerprint()}"
+        if not (folder / "rejected.jsonl").is_file():
+            self.write_files(folder)
+        return Files(data_dir=str(folder))
 
 
 _FOLDERS = ("cmmlu", "agieval", "belle", "sft_dpo_demo", "instruction_testsets")

@@ -106,13 +106,12 @@ def _dataset_fn(
     return dataset_fn
 
 
-def from_seqio(
-    name: str, *, split: str = "train", ability: str, source: str | None = None, seed: int = 0
-) -> Iterator[Record]:
+def from_seqio(name: str, *, split: str = "train", ability: str, source: str | None = None) -> Iterator[Record]:
     """One pass over a registered SeqIO Task or Mixture as records: its input is the user's turn, its target the reply.
 
     The texts are inputs_pretokenized and targets_pretokenized where the task keeps them, else the decoded features.
-    Nothing is trimmed or shuffled; a mixture interleaves its tasks under `seed`, and ends when all have ended.
+    What stood in several turns is one user turn here, since SeqIO knows no turns. Nothing is trimmed or shuffled. The
+    tasks of a mixture come one after the other, each of them whole: SeqIO's sampling would stop at the first that ends.
 
     Raises UserError for an unknown name or split, and RecordError for an example without input or target.
     """
@@ -123,17 +122,18 @@ def from_seqio(
         raise UserError(
             f"SeqIO has no task or mixture {name!r}; import the module that registers it; known: {known[:8]}"
         )
-    provider = seqio.get_mixture_or_task(name)
-    if split not in provider.splits:
-        raise UserError(f"{name!r} has no split {split!r}; it has {', '.join(sorted(provider.splits))}")
-    keep_texts: dict[str, Any] = {"copy_pretokenized": True} if isinstance(provider, seqio.Mixture) else {}
-    dataset = provider.get_dataset(
-        sequence_length=None, split=split, shuffle=False, seed=seed, num_epochs=1, **keep_texts
-    )  # fmt: skip
-    for index, example in enumerate(dataset.as_numpy_iterator()):
-        texts = [_text(example, feature, provider.output_features) for feature in ("inputs", "targets")]
-        data = {"messages": [{"role": role, "content": text} for role, text in zip(_ROLES, texts, strict=True)]}
-        yield parse_record(data, where=f"{name}:{split}[{index}]", ability=ability, source=source or f"seqio:{name}")
+    found = seqio.get_mixture_or_task(name)
+    tasks = sorted(found.tasks, key=lambda task: task.name) if isinstance(found, seqio.Mixture) else [found]
+    for task in tasks:
+        if split not in task.splits:
+            raise UserError(f"{task.name!r} has no split {split!r}; it has {', '.join(sorted(task.splits))}")
+    for task in tasks:
+        dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
+        for index, example in enumerate(dataset.as_numpy_iterator()):
+            texts = [_text(example, feature, task.output_features) for feature in ("inputs", "targets")]
+            data = {"messages": [{"role": role, "content": text} for role, text in zip(_ROLES, texts, strict=True)]}
+            where = f"{task.name}:{split}[{index}]"
+            yield parse_record(data, where=where, ability=ability, source=source or f"seqio:{task.name}")
 
 
 _ROLES = ("user", "assistant")
@@ -189,12 +189,16 @@ def _vocabulary_class() -> type:
             return self._tokenizer.decode(ids)
 
         def _encode_tf(self, s: Any) -> Any:
-            ids = tf.py_function(lambda text: self._tokenizer.encode(text.numpy().decode("utf-8")), [s], tf.int32)
-            return tf.ensure_shape(ids, (None,))
+            def ids_of(text: Any) -> np.ndarray:
+                return np.asarray(self._tokenizer.encode(text.numpy().decode("utf-8")), dtype=np.int32)
+
+            return tf.ensure_shape(tf.py_function(ids_of, [s], tf.int32), (None,))
 
         def _decode_tf(self, ids: Any) -> Any:
-            text = tf.py_function(lambda given: self._tokenizer.decode(given.numpy().tolist()), [ids], tf.string)
-            return tf.ensure_shape(text, ())
+            def text_of(given: Any) -> str:
+                return self._tokenizer.decode(given.numpy().tolist())
+
+            return tf.ensure_shape(tf.py_function(text_of, [ids], tf.string), ())
 
         def __eq__(self, other: object) -> bool:
             return isinstance(other, TokenizerVocabulary) and self._tokenizer == other._tokenizer

@@ -14,7 +14,7 @@ from dynamics.data import sample_sets
 from dynamics.data.distractors import coarse_distractors, fine_distractor, is_chinese
 from dynamics.data.sample_readers import Draft, instruction_ability, question_key
 from dynamics.data.sample_sets import Built, SampleSets, split_drafts
-from dynamics.data.sources import SPLITS, Files, plain_text
+from dynamics.data.sources import SPLITS, plain_text
 from dynamics.errors import UserError
 from dynamics.record import ABILITY_NAMES, Turn
 
@@ -210,17 +210,19 @@ def test_everything_that_gave_no_record_is_counted(built):
 
 @NEEDS_DATA
 def test_written_files_load_through_the_ordinary_loader(source, built, tmp_path):
-    assert source.write_files(tmp_path) == built.counts()
-    files = Files(data_dir=str(tmp_path))
+    files = source.as_files(tmp_path)
+    folder = Path(files.data_dir)
+    assert folder == tmp_path / f"sample_sets-{source.fingerprint()}"
     assert files.found().layout == "folders"
     assert files.abilities() == ABILITY_NAMES
     for (ability, split), records in built.records.items():
         loaded = files.load(ability, split)
         assert (loaded.records, loaded.rejected) == (records, ())
     assert list(files.corpus()) == list(source.corpus())
-    assert (tmp_path / "rejected.jsonl").read_text(encoding="utf-8").count("\n") == sum(
-        map(len, built.rejected.values())
-    )
+    assert (folder / "rejected.jsonl").read_text(encoding="utf-8").count("\n") == sum(map(len, built.rejected.values()))
+    time = (folder / "math" / "train.jsonl").stat().st_mtime_ns
+    assert source.as_files(tmp_path) == files
+    assert (folder / "math" / "train.jsonl").stat().st_mtime_ns == time
 
 
 @NEEDS_DATA
