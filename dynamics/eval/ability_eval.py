@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int
 from dynamics.ability import SCORERS, Item, Kind
 from dynamics.data.template import Template
 from dynamics.data.tokenizer import Tokenizer
-from dynamics.eval.prepared import Evaluation, Prepared, prepare
+from dynamics.eval.prepared import Prepared, prepare
+from dynamics.eval.settings import Evaluation
 from dynamics.losses.objective import token_logprobs, trained_hidden
 from dynamics.losses.sft import CHUNK
 from dynamics.model.sample import Generated, greedy

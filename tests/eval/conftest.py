@@ -6,10 +6,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from jaxtyping import install_import_hook
 
 from dynamics.data.tokenizer import Tokenizer, train_tokenizer
 from dynamics.model.llama import LlamaConfig, init
 from dynamics.record import Record, Turn
+
+# Shapes are checked here as on the floors below; settings are left out, because their own messages are tested.
+install_import_hook(["dynamics.eval.ability_eval", "dynamics.eval.prepared"], "beartype.beartype")
 
 CORPUS = [
     "Which is red? A. sky B. rose C. leaf D. sand E. coal F. snow",

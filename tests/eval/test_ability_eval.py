@@ -19,7 +19,7 @@ from dynamics.record import Turn
 
 from .conftest import Unigram, record, record_of_format_1
 
-SMALL = Evaluation(max_new_tokens=6, row_length=32, batch_tokens=64, max_length=256, batch_size=4)
+SMALL = Evaluation(max_new_tokens=6, row_length=64, batch_tokens=128, max_length=256, batch_size=4)
 FOUR = "Which is red? A. sky B. rose C. leaf D. sand"
 
 

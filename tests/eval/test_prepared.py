@@ -7,7 +7,8 @@ import pytest
 
 from dynamics.data.template import DOIT, encode
 from dynamics.errors import UserError
-from dynamics.eval.prepared import Evaluation, answer_letter_ids, prepare
+from dynamics.eval.prepared import answer_letter_ids, prepare
+from dynamics.eval.settings import Evaluation
 
 from .conftest import record
 

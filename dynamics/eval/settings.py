@@ -1,0 +1,41 @@
+"""How an evaluation is done. Apart from the code that does it, so that reading a config loads no model code."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dynamics.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How items are put to a model and how it is batched.
+
+    `choice`: "likelihood" takes the most likely option letter where the answer begins; "generation" is the published
+    protocol, which reads the letter from a greedy answer and falls back to the letters' logits at its last step.
+    `ties`: among equally likely answers with the gold, "share" gives 1 / their number, which is what breaking the tie
+    by chance would give on average; "correct" gives 1, as the published scorer does for perplexities.
+    `max_length`: items that need more tokens are not asked; they score 0 and are counted as too long.
+    """
+
+    choice: Literal["likelihood", "generation"] = "likelihood"
+    ties: Literal["share", "correct"] = "share"
+    max_new_tokens: int = 48  # of a generated answer; one that goes on is counted as truncated
+    max_length: int = 2048  # tokens of prompt and answer
+    row_length: int = 128  # tokens of a packed row; longer texts go to rows of twice, four times ... the length
+    batch_tokens: int = (
+        2048  # positions of a scoring batch; the best of 1,024 to 8,192 on one CPU core at 0.2m and 1.5m
+    )
+    batch_size: int = 64  # prompts answered at a time
+
+    def __post_init__(self) -> None:
+        for field, allowed in (("choice", ("likelihood", "generation")), ("ties", ("share", "correct"))):
+            if getattr(self, field) not in allowed:
+                raise UserError(f"evaluation: {field} is {getattr(self, field)!r}; allowed: {', '.join(allowed)}")
+        for field in ("max_new_tokens", "max_length", "row_length", "batch_tokens", "batch_size"):
+            if getattr(self, field) < 1:
+                raise UserError(f"evaluation: {field} is {getattr(self, field)}; give a whole number >= 1")
+        if self.row_length > self.max_length:
+            raise UserError(
+                f"evaluation: row_length is {self.row_length} and max_length {self.max_length}; "
+                "rows hold at most one text of max_length, so lower row_length or raise max_length"
+            )
