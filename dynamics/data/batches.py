@@ -106,7 +106,8 @@ class Batches:
         if not path.is_file():
             raise UserError(f"no plan of batches at {path}; write one with Batches.save or plan them anew")
         try:
-            with np.load(path) as saved:
+            # Opened here, because numpy leaves a damaged archive open.
+            with path.open("rb") as file, np.load(file) as saved:
                 rows, length = (int(number) for number in saved["header"])
                 packing = PackingPlan(rows=rows, length=length, **{name: saved[name] for name in _PLANNED})
                 documents, sizes, fingerprint = saved["documents"], saved["epoch_sizes"], str(saved["fingerprint"])
