@@ -6,6 +6,7 @@ Position i may look at position j exactly when j <= i and both lie in the same s
 which looks at nothing: its output is zero. Rows of a batch never mix. Softmax is in float32 whatever the inputs are.
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -36,8 +37,10 @@ def attention(
         kind = "blocks" if jax.default_backend() == "cpu" else "fused"
     if kind == "fused":
         mixed = jax.nn.dot_product_attention(query, key, value, mask=_allowed(segments, segments)[:, None])
+    elif kind == "blocks":
+        mixed = _in_blocks(query, key, value, segments, block=block)
     else:
-        mixed = _in_blocks(query, key, value, segments, block=query.shape[1] if kind == "reference" else block)
+        mixed = _reference(query, key, value, segments)
     return jnp.where(segments[:, :, None, None] > 0, mixed, 0)
 
 
@@ -48,19 +51,91 @@ def _allowed(query_segments: Int[Array, "b q"], key_segments: Int[Array, "b s"])
     return causal & (query_segments[:, :, None] == key_segments[:, None, :])
 
 
+def _reference(query: Array, key: Array, value: Array, segments: Array) -> Array:
+    """The definition, differentiated by JAX: the oracle of the other kinds."""
+    groups = query.shape[2] // key.shape[2]
+    key, value = jnp.repeat(key, groups, axis=2), jnp.repeat(value, groups, axis=2)
+    scores = jnp.einsum("bqhc,bshc->bhqs", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(_allowed(segments, segments)[:, None], scores, HIDDEN), axis=-1)
+    return jnp.einsum("bhqs,bshc->bqhc", weights.astype(value.dtype), value)
+
+
 def _in_blocks(query: Array, key: Array, value: Array, segments: Array, *, block: int) -> Array:
-    """Queries `start..stop` against keys `0..stop`; the slices are static, so the skipped half is never computed."""
+    """Attention by query blocks, in the layout the products want: heads before length."""
     batch, length, heads, channels = query.shape
     kv_heads = key.shape[2]
-    query = query.reshape(batch, length, kv_heads, heads // kv_heads, channels).transpose(0, 2, 3, 1, 4)  # b k g l c
-    key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)  # b k l c
-    mixed = []
-    for start in range(0, length, block):
-        stop = min(start + block, length)
-        scores = jnp.einsum(
-            "bkgqc,bksc->bkgqs", query[:, :, :, start:stop], key[:, :, :stop], preferred_element_type=jnp.float32
-        )
-        allowed = _allowed(segments[:, start:stop], segments[:, :stop])[:, None, None]
-        weights = jax.nn.softmax(jnp.where(allowed, scores * channels**-0.5, HIDDEN), axis=-1)
-        mixed.append(jnp.einsum("bkgqs,bksc->bkgqc", weights.astype(value.dtype), value[:, :, :stop]))
-    return jnp.concatenate(mixed, axis=3).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, channels)
+    query = query.reshape(batch, length, kv_heads, heads // kv_heads, channels).transpose(0, 2, 3, 1, 4)
+    mixed = _blocks(block, query, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), segments)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, channels)
+
+
+def _scores(query: Array, key: Array, segments: Array, start: int) -> Array:
+    """Masked float32 scores of the queries from `start` on, against as many keys as `key` has."""
+    scores = jnp.einsum("bkgqc,bksc->bkgqs", query, key, preferred_element_type=jnp.float32)
+    stop = key.shape[2]
+    allowed = _allowed(segments[:, start:stop], segments[:, :stop])[:, None, None]
+    return jnp.where(allowed, scores * query.shape[-1] ** -0.5, HIDDEN)
+
+
+def _ranges(length: int, block: int) -> list[tuple[int, int]]:
+    """Queries `start..stop` look at keys `0..stop`; the slices are static, so the skipped half is never computed."""
+    return [(start, min(start + block, length)) for start in range(0, length, block)]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocks(
+    block: int,
+    query: Float[Array, "b k g l c"],
+    key: Float[Array, "b k l c"],
+    value: Float[Array, "b k l c"],
+    segments: Int[Array, "b l"],
+) -> Float[Array, "b k g l c"]:
+    return _blocks_forward(block, query, key, value, segments)[0]
+
+
+def _blocks_forward(
+    block: int, query: Array, key: Array, value: Array, segments: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    """Keeps the log of each softmax's denominator instead of the weights: length numbers, not length squared."""
+    mixed, norms = [], []
+    for start, stop in _ranges(query.shape[3], block):
+        scores = _scores(query[:, :, :, start:stop], key[:, :, :stop], segments, start)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        part = _mix(weights.astype(value.dtype), value[:, :, :stop])
+        mixed.append((part / total).astype(value.dtype))
+        norms.append(top + jnp.log(total))
+    result, norm = jnp.concatenate(mixed, axis=3), jnp.concatenate(norms, axis=3)
+    return result, (query, key, value, segments, result, norm)
+
+
+def _mix(weights: Array, value: Array) -> Array:
+    return jnp.einsum("bkgqs,bksc->bkgqc", weights, value, preferred_element_type=jnp.float32)
+
+
+def _blocks_backward(block: int, saved: tuple[Array, ...], d_mixed: Array) -> tuple[Array, Array, Array, None]:
+    """The weights are computed a second time. Source: Dao et al. 2022 (FlashAttention), algorithm 4."""
+    query, key, value, segments, mixed, norm = saved
+    drift = jnp.sum(d_mixed.astype(jnp.float32) * mixed, axis=-1, keepdims=True)
+    d_query = []
+    d_key, d_value = jnp.zeros(key.shape, jnp.float32), jnp.zeros(value.shape, jnp.float32)
+    for start, stop in _ranges(query.shape[3], block):
+        rows = (slice(None), slice(None), slice(None), slice(start, stop))
+        prefix = (slice(None), slice(None), slice(0, stop))
+        weights = jnp.exp(_scores(query[rows], key[prefix], segments, start) - norm[rows])
+        d_weights = jnp.einsum("bkgqc,bksc->bkgqs", d_mixed[rows], value[prefix], preferred_element_type=jnp.float32)
+        d_scores = (weights * (d_weights - drift[rows]) * query.shape[-1] ** -0.5).astype(query.dtype)
+        d_query.append(_mix(d_scores, key[prefix]))
+        d_key = d_key.at[prefix].add(_gather(d_scores, query[rows]))
+        d_value = d_value.at[prefix].add(_gather(weights.astype(value.dtype), d_mixed[rows]))
+    d_query = jnp.concatenate(d_query, axis=3)
+    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None
+
+
+def _gather(weights: Array, rows: Array) -> Array:
+    """Each key's sum over the queries, and over the query heads that share it."""
+    return jnp.einsum("bkgqs,bkgqc->bksc", weights, rows, preferred_element_type=jnp.float32)
+
+
+_blocks.defvjp(_blocks_forward, _blocks_backward)

@@ -108,7 +108,7 @@ def _small(name: str, *, d_model: int, num_layers: int, head_dim: int, d_ff: int
     heads = d_model // head_dim
     return LlamaConfig(
         name=name, vocab_size=1024, d_model=d_model, num_layers=num_layers, num_heads=heads, num_kv_heads=heads,
-        head_dim=head_dim, d_ff=d_ff, tied_head=True,
+        head_dim=head_dim, d_ff=d_ff, tied_head=True, attention_block=64,
     )  # fmt: skip
 
 
