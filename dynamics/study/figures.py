@@ -1,0 +1,391 @@
+"""The figures of a report: small multiples of growth curves, sizes, overall means, sensitivities, transfer.
+
+The only file that imports matplotlib. Every function returns a Figure; `svg` gives it as markup that takes its ink from
+the page (light or dark), `save_png` as a file. Sizes and volumes are ordered, so their colors run from light to dark as
+well as from yellow to blue, and every size has its own marker: the order survives color blindness and gray printing.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm, to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+
+from dynamics.study.curves import OVERALL, Curve, Growth
+from dynamics.study.points import Interval
+from dynamics.study.sensitivity import Transfer
+
+INK, MUTED, RULE, PAPER = "#1d2433", "#697386", "#dfe3ea", "#ffffff"
+_PAGE_COLORS = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
+_MARKERS = "os^Dvp*"
+_ORDERED = LinearSegmentedColormap.from_list("ordered", ["#e9a227", "#dd6a4e", "#a84f9a", "#5570e6"])
+_ACCENT = "#5570e6"
+_STYLE: dict[Any, Any] = {
+    "font.family": ["DejaVu Sans", "sans-serif"],
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 5,
+    "axes.labelsize": 8.5,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.fonttype": "none",
+}
+
+
+def ability_title(name: str) -> str:
+    """'creative_writing' -> 'Creative writing'."""
+    return name.replace("_", " ").capitalize()
+
+
+def ordered_colors(count: int) -> list[str]:
+    """Colors of an ordered axis, first to last; a single one is the last."""
+    places = np.linspace(0, 1, count) if count > 1 else [1.0]
+    return [to_hex(_ORDERED(place)) for place in places]
+
+
+def growth_figure(growth: Growth, *, of: str) -> Figure:
+    """Ten panels (one per ability): score or loss against volume, one color per size."""
+    with mpl.rc_context(_STYLE):
+        figure, panels = _small_multiples(len(growth.abilities), share_y=of == "score")
+        for ability, axes in zip(growth.abilities, panels, strict=True):
+            _draw_volumes(axes, growth, ability, of=of)
+            axes.set_title(ability_title(ability))
+        _label_grid(figure, "records per ability", _quantity(of))
+        _legend(figure, growth, chance=of == "score")
+        if of == "score":
+            _percent(panels[0], _top(growth))
+    return figure
+
+
+def size_figure(growth: Growth) -> Figure:
+    """Ten panels: score against parameters, the largest volume with its band, the smaller ones thin."""
+    with mpl.rc_context(_STYLE):
+        figure, panels = _small_multiples(len(growth.abilities), share_y=True)
+        for ability, axes in zip(growth.abilities, panels, strict=True):
+            _draw_sizes(axes, growth, ability)
+            axes.set_title(ability_title(ability))
+        _label_grid(figure, "parameters", _quantity("score"))
+        volumes = growth.grid.volumes
+        handles = [
+            Line2D([], [], color=color, linewidth=2.2 if volume == volumes[-1] else 1.1, label=_count(volume))
+            for volume, color in zip(volumes, _volume_colors(volumes), strict=True)
+        ]
+        _head(figure, [*handles, _chance_handle()], title="records per ability")
+        _percent(panels[0], _top(growth))
+    return figure
+
+
+def overall_figure(growth: Growth) -> Figure:
+    """The mean over abilities: against volume, and, with several sizes, against parameters."""
+    with mpl.rc_context(_STYLE):
+        columns = 2 if len(growth.grid.sizes) > 1 else 1
+        figure = _figure(4.6 * columns, 3.3)
+        panels = np.atleast_1d(figure.subplots(1, columns, sharey=True))
+        _draw_volumes(panels[0], growth, OVERALL, of="score")
+        panels[0].set(xlabel="records per ability", ylabel=_quantity("score"))
+        panels[0].set_title("Mean over abilities, by volume")
+        if columns == 2:
+            _draw_sizes(panels[1], growth, OVERALL, labeled=True)
+            panels[1].set_xlabel("parameters")
+            panels[1].set_title("… and by size, one line per volume")
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        _legend(figure, growth, chance=True)
+    return figure
+
+
+def sensitivity_figure(growth: Growth) -> Figure:
+    """Score change per factor 4 of data and factor 2 of size with intervals; a filled dot leaves zero out."""
+    rows = sorted(growth.sensitivities, key=lambda row: (row.ability != OVERALL, row.data.value if row.data else 0.0))
+    columns = [("per 4× data", [row.data for row in rows])]
+    if any(row.size for row in rows):
+        columns += [("per 2× size, at large volumes", [row.size for row in rows])]
+        columns += [("per 2× size, all volumes", [row.size_all for row in rows])]
+    with mpl.rc_context(_STYLE):
+        figure = _figure(2.0 + 2.6 * len(columns), 0.9 + 0.27 * len(rows))
+        panels = np.atleast_1d(figure.subplots(1, len(columns), sharey=True))
+        for axes, (title, intervals) in zip(panels, columns, strict=True):
+            _draw_dots(axes, intervals)
+            axes.set_title(title)
+        panels[0].set_yticks(range(len(rows)), [ability_title(row.ability) for row in rows], color=INK, fontsize=8.5)
+        panels[0].set_ylim(-0.6, len(rows) - 0.4)
+        figure.supxlabel("change of the score in percentage points", fontsize=8.5, color=MUTED)
+    return figure
+
+
+def transfer_figure(matrix: Transfer) -> Figure:
+    """Heat map of gains; a cell whose interval holds zero is printed in gray."""
+    gains = np.array([[gain.value for gain in row] for row in matrix.gains])
+    bound = max(0.01, float(np.nanmax(np.abs(gains), initial=0.0)))
+    colors = LinearSegmentedColormap.from_list("gain", ["#c2662d", "#f7f4ef", "#5570e6"])
+    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+        figure = _figure(1.8 + 0.85 * len(matrix.abilities), 1.2 + 0.42 * len(matrix.training))
+        axes = figure.subplots()
+        axes.imshow(gains, cmap=colors, norm=TwoSlopeNorm(0.0, -bound, bound), aspect="auto")
+        for row, column in np.ndindex(gains.shape):
+            gain = matrix.gains[row][column]
+            if np.isfinite(gain.value):
+                strong = abs(gain.value) > 0.6 * bound
+                clear = gain.positive or gain.negative
+                axes.text(
+                    column,
+                    row,
+                    f"{100 * gain.value:+.0f}",
+                    ha="center",
+                    va="center",
+                    color="#fefefe" if strong else "#1e2432" if clear else "#8b93a3",
+                    fontweight="bold" if clear else "normal",
+                )
+        names = [name.replace("_", " ") for name in matrix.abilities]
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", color=INK)
+        axes.set_yticks(range(len(matrix.training)), [name.replace("_", " ") for name in matrix.training], color=INK)
+        axes.set_ylabel("trained on")
+        axes.set_title(f"{matrix.size} parameters, {_count(matrix.volume)} records per ability: gain in points")
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+    return figure
+
+
+# ---------------------------------------------------------------- output
+
+
+def svg(figure: Figure, name: str) -> str:
+    """Markup to stand inside a page: no header, no metadata, ids that are its own, ink of the page's text color."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    markup = buffer.getvalue()
+    markup = markup[markup.index("<svg") :]
+    markup = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", markup, flags=re.DOTALL)
+    markup = re.sub(r'(\bid=")', rf"\1{name}-", markup)
+    markup = re.sub(r"(url\(#|xlink:href=\"#)", rf"\1{name}-", markup)
+    markup = re.sub(r"font-family:[^;\"]*|(?<=px )'?DejaVu Sans'?[^;\"]*", _font, markup)
+    markup = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", markup, count=1)
+    )
+    for color, variable in _PAGE_COLORS.items():
+        markup = markup.replace(color, variable)
+    return markup.strip()
+
+
+def _font(match: re.Match[str]) -> str:
+    family = "system-ui, sans-serif"
+    return f"font-family: {family}" if match.group(0).startswith("font-family") else family
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """A file on white paper at twice the page's resolution."""
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=160, facecolor=PAPER, metadata={"Software": None})
+    figure.set_layout_engine("none")  # the layout is settled; working it out again for the page would double the time
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _small_multiples(count: int, *, share_y: bool) -> tuple[Figure, list[Axes]]:
+    columns = min(5, count)
+    rows = -(-count // columns)
+    figure = _figure(0.6 + 2.05 * columns, 0.7 + 2.0 * rows)
+    grid = figure.subplots(rows, columns, sharey=share_y, squeeze=False)
+    panels = [axes for row in grid for axes in row]
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.06, wspace=0.02, hspace=0.02)  # pyright: ignore
+    return figure, panels[:count]
+
+
+def _draw_volumes(axes: Axes, growth: Growth, ability: str, *, of: str) -> None:
+    """Curves of one ability over volume, one per size."""
+    curves = growth.scores if of == "score" else growth.losses
+    sizes = growth.grid.sizes
+    if of == "score":
+        axes.axhline(growth.chance[ability], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    for index, (size, color) in enumerate(zip(sizes, ordered_colors(len(sizes)), strict=True)):
+        dodge = 0.09 * (index - (len(sizes) - 1) / 2)
+        _draw_curve(axes, curves[ability, size], color, _MARKERS[index % len(_MARKERS)], dodge)
+    _volume_axis(axes, growth.grid.volumes)
+
+
+def _draw_curve(axes: Axes, curve: Curve, color: str, marker: str, dodge: float) -> None:
+    x = volume_places(curve.volumes)
+    tuned = (curve.volumes > 0) & np.isfinite(curve.mean)
+    untuned = (curve.volumes == 0) & np.isfinite(curve.mean)
+    axes.fill_between(x[tuned], curve.low[tuned], curve.high[tuned], color=color, alpha=0.16, linewidth=0, zorder=2)
+    axes.plot(x[tuned], curve.mean[tuned], color=color, linewidth=1.5, marker=marker, markersize=3.6, zorder=4)
+    axes.errorbar(
+        x[untuned] + dodge,
+        curve.mean[untuned],
+        yerr=[(curve.mean - curve.low)[untuned], (curve.high - curve.mean)[untuned]],
+        fmt=marker,
+        color=color,
+        markerfacecolor="none",
+        markersize=3.6,
+        linewidth=0.9,
+        zorder=4,
+    )
+    for seed_points in curve.points[:, tuned]:
+        axes.plot(x[tuned] + dodge, seed_points, linestyle="none", marker=".", markersize=2.6, color=color, alpha=0.6)
+    if curve.power.drawn:
+        fine = np.geomspace(curve.power.unit, curve.volumes[-1], 100)
+        axes.plot(volume_places(fine), curve.law(fine), color=color, linewidth=0.9, linestyle=(0, (1, 1.4)), zorder=3)
+
+
+def volume_places(volumes: np.ndarray) -> np.ndarray:
+    """Where volumes stand on the axis: log4 of the volume. Volume 0 is placed by `_volume_axis`'s left margin."""
+    volumes = np.asarray(volumes, dtype=float)
+    places = np.log(np.maximum(volumes, 1)) / np.log(4)
+    positive = places[volumes > 0]
+    left = (positive.min() if len(positive) else 1.0) - 1.3
+    return np.where(volumes > 0, places, left)
+
+
+def _volume_axis(axes: Axes, volumes: Sequence[int]) -> None:
+    places = volume_places(np.array(volumes))
+    axes.xaxis.set_major_locator(FixedLocator(list(places)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    labels = dict(zip(places, (_count(volume) for volume in volumes), strict=True))
+    if len(places) > 6:  # every second label, counted from the largest volume; volume 0 keeps its own
+        labels = {place: labels[place] for place in [*places[::-2], *places[: volumes[0] == 0]]}
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: labels.get(place, "")))
+    axes.set_xlim(places[0] - 0.35, places[-1] + 0.35)
+    axes.grid(visible=False, axis="x")
+    if volumes[0] == 0 and len(volumes) > 1:
+        axes.axvline((places[0] + places[1]) / 2, color=RULE, linewidth=0.8, zorder=0)
+
+
+def _volume_colors(volumes: Sequence[int]) -> list[str]:
+    """Ordered colors for positive volumes; gray for the model before tuning."""
+    colors = iter(ordered_colors(sum(volume > 0 for volume in volumes)))
+    return [next(colors) if volume > 0 else MUTED for volume in volumes]
+
+
+def _draw_sizes(axes: Axes, growth: Growth, ability: str, *, labeled: bool = False) -> None:
+    """Curves of one ability over parameters, one per volume; the largest volume thick with its band."""
+    axes.axhline(growth.chance[ability], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    x = np.log2(np.array(growth.grid.params, dtype=float))
+    for index, color in enumerate(_volume_colors(growth.grid.volumes)):
+        last = index == len(growth.grid.volumes) - 1
+        columns = [growth.scores[ability, size] for size in growth.grid.sizes]
+        mean, low, high = (np.array([getattr(c, part)[index] for c in columns]) for part in ("mean", "low", "high"))
+        there = np.isfinite(mean)
+        width, size = (2.0, 4.0) if last else (0.9, 2.4)
+        axes.plot(x[there], mean[there], color=color, linewidth=width, marker="o", markersize=size, zorder=3 + last)
+        if last:
+            axes.fill_between(x[there], low[there], high[there], color=color, alpha=0.16, linewidth=0, zorder=2)
+        if labeled and there[-1]:
+            axes.annotate(
+                _count(growth.grid.volumes[index]),
+                (x[-1], mean[-1]),
+                xytext=(7, 0),
+                textcoords="offset points",
+                va="center",
+                color=color,
+                fontsize=7.5,
+            )
+    axes.xaxis.set_major_locator(FixedLocator(list(x)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: _count(round(2**place))))
+    axes.grid(visible=False, axis="x")
+    axes.margins(x=0.12)
+
+
+def _draw_dots(axes: Axes, intervals: Sequence[Interval | None]) -> None:
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    for row, item in enumerate(intervals):
+        if item is None or not np.isfinite(item.value):
+            continue
+        value, low, high = 100 * item.value, 100 * item.low, 100 * item.high
+        clear = item.positive or item.negative
+        axes.plot([low, high], [row, row], color=_ACCENT, linewidth=1.6, alpha=0.9 if clear else 0.45)
+        axes.plot(value, row, marker="o", markersize=5.5, color=_ACCENT, markerfacecolor=_ACCENT if clear else PAPER)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _percent(axes: Axes, top: float) -> None:
+    axes.set_ylim(-0.02 * top, top)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def _top(growth: Growth) -> float:
+    """The upper end of the shared score axis: what the data reach, and a little air."""
+    reached = [np.nanmax(np.append(c.high, c.points.ravel()), initial=0.0) for c in growth.scores.values()]
+    return min(1.02, 1.06 * max([*reached, 1.2 * max(growth.chance.values()), 0.1]))
+
+
+def _label_grid(figure: Figure, x: str, y: str) -> None:
+    figure.supxlabel(x, fontsize=8.5, color=MUTED)
+    figure.supylabel(y, fontsize=8.5, color=MUTED)
+
+
+def _quantity(of: str) -> str:
+    return "score on test items" if of == "score" else "loss on the reference answer (nats per token)"
+
+
+def _chance_handle() -> Line2D:
+    return Line2D([], [], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), label="chance")
+
+
+def _legend(figure: Figure, growth: Growth, *, chance: bool) -> None:
+    sizes = growth.grid.sizes
+    handles = [
+        Line2D([], [], color=color, linewidth=1.5, marker=marker, markersize=4, label=f"{size} ({_count(params)})")
+        for size, params, color, marker in zip(
+            sizes, growth.grid.params, ordered_colors(len(sizes)), _cycle(), strict=False
+        )
+    ]
+    curves = growth.scores if chance else growth.losses
+    if any(curve.power.drawn for curve in curves.values()):
+        handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 1.4)), label="fitted power law"))
+    _head(figure, [*handles, _chance_handle()] if chance else handles, title=None)
+
+
+def _cycle() -> Iterator[str]:
+    while True:
+        yield from _MARKERS
+
+
+def _head(figure: Figure, handles: Sequence[Line2D], *, title: str | None) -> None:
+    if title:
+        handles = [Line2D([], [], linestyle="none", label=f"{title}:"), *handles]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), handlelength=1.8, columnspacing=1.4)
+
+
+def _count(number: int) -> str:
+    """1024 -> '1,024', 210000 -> '210k', 6738415616 -> '6.7B'."""
+    for unit, suffix in ((1_000_000_000, "B"), (1_000_000, "M")):
+        if number >= unit:
+            return f"{number / unit:.1f}".removesuffix(".0") + suffix
+    return f"{number / 1000:.0f}k" if number >= 10_000 else f"{number:,}"
