@@ -89,12 +89,12 @@ def _print_preview(view: dict[str, Any]) -> None:
     table = Table(
         title=f"{view['name']}: records (tokens, trained tokens) of the slice of seed {view['seed']}", box=None
     )
-    table.add_column("ability")
+    table.add_column("ability", no_wrap=True)
     table.add_column("pool", justify="right")
     for volume in volumes:
         table.add_column(str(volume), justify="right")
     for row in view["abilities"]:
-        cells = [f"{cell['records']:,} ({cell['tokens']:,}, {cell['trained']:,})" for cell in row["volumes"]]
+        cells = [f"{_short(cell['tokens'])} ({_short(cell['trained'])})" for cell in row["volumes"]]
         table.add_row(row["ability"], f"{row['pool']:,}", *cells)
     console.print(table)
     for name, count in view["counts"].items():
@@ -106,3 +106,11 @@ def _print_preview(view: dict[str, Any]) -> None:
             shown = f"⟦{part['text']}⟧" if part["trained"] else part["text"]
             line.append(shown, style="bold green" if part["trained"] else "dim")
         console.print(line)
+
+
+def _short(count: int) -> str:
+    """'960', '10.6k', '3.1M'."""
+    for size, unit in ((10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)
