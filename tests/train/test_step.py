@@ -58,8 +58,8 @@ def test_equal_settings_share_one_compiled_step():
 def test_an_optimizer_of_optax_trains_too():
     lion = Custom(factory="optax:lion", peak_lr=1e-3, end_lr=0.0, schedule="linear", clip=1.0)
     state = init_state(model(), lion, total_steps=5)
-    state, metrics = make_step(OBJECTIVE, lion)(state, device_batch(0, 0))
-    # Lion's first direction is a sign, its default decay is small: every decayed or undecayed weight moves by the rate.
+    state, _ = make_step(OBJECTIVE, lion)(state, device_batch(0, 0))
+    # A first direction of Lion is a sign and its decay is small, so the weights move by the rate.
     moved = jax.tree.map(lambda new, old: jnp.abs(new - old).max(), state.model, model())
     assert max(float(leaf) for leaf in jax.tree.leaves(moved)) == pytest.approx(1e-3, rel=0.1)
 
