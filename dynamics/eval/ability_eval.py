@@ -37,6 +37,7 @@ READERS = {
     "multi": read_letters,
     "exact": lambda answer: answer.strip() or None,
 }
+WORKED: tuple[Kind, ...] = ("numeric", "exact")  # answers of many tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +131,7 @@ def _choose_letter(item: Item, logits: Float[np.ndarray, " letters"], prepared: 
 
 def _judge(item: Item, generated: Generated, prepared: Prepared) -> ItemResult:
     """The score of a generated answer; a choice that cannot be read is taken from the last step's logits."""
-    tokens = [token for token in generated.tokens if token not in prepared.stop_ids]
-    answer = prepared.tokenizer.decode(tokens)
+    answer = prepared.tokenizer.decode(generated.tokens)
     truncated = not generated.stopped
     if item.kind != "choice":
         unparsed = READERS[item.kind](answer) is None
@@ -145,19 +145,23 @@ def _judge(item: Item, generated: Generated, prepared: Prepared) -> ItemResult:
 
 
 def _generate(model: Any, prepared: Prepared) -> dict[int, Generated]:
-    """{item: its greedy answer}."""
-    if not prepared.prompts:
-        return {}
+    """{item: its greedy answer}. Worked answers go apart: a batch runs until its longest answer ends."""
     settings = prepared.settings
-    generated = greedy(
-        model,
-        [ids for _, ids in prepared.prompts],
-        max_new_tokens=settings.max_new_tokens,
-        stop_ids=sorted(prepared.stop_ids),
-        pad_id=prepared.tokenizer.pad_id,
-        batch_size=settings.batch_size,
-    )
-    return {index: answer for (index, _), answer in zip(prepared.prompts, generated, strict=True)}
+    answers: dict[int, Generated] = {}
+    for worked in (False, True):
+        asked = [pair for pair in prepared.prompts if (prepared.items[pair[0]].kind in WORKED) == worked]
+        if not asked:
+            continue
+        generated = greedy(
+            model,
+            [ids for _, ids in asked],
+            max_new_tokens=settings.max_new_tokens,
+            stop_ids=sorted(prepared.stop_ids),
+            pad_id=prepared.tokenizer.pad_id,
+            batch_size=settings.batch_size,
+        )
+        answers |= {index: answer for (index, _), answer in zip(asked, generated, strict=True)}
+    return answers
 
 
 def score_texts(

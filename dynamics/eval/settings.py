@@ -15,6 +15,9 @@ class Evaluation:
     `ties`: among equally likely answers with the gold, "share" gives 1 / their number, which is what breaking the tie
     by chance would give on average; "correct" gives 1, as the published scorer does for perplexities.
     `max_length`: items that need more tokens are not asked; they score 0 and are counted as too long.
+
+    `batch_tokens` and `batch_size` are the best on one CPU core at 0.2m (of 1,024 to 8,192 and 16 to 256); accelerators
+    and large models want more.
     """
 
     choice: Literal["likelihood", "generation"] = "likelihood"
@@ -22,10 +25,8 @@ class Evaluation:
     max_new_tokens: int = 48  # of a generated answer; one that goes on is counted as truncated
     max_length: int = 2048  # tokens of prompt and answer
     row_length: int = 128  # tokens of a packed row; longer texts go to rows of twice, four times ... the length
-    batch_tokens: int = (
-        2048  # positions of a scoring batch; the best of 1,024 to 8,192 on one CPU core at 0.2m and 1.5m
-    )
-    batch_size: int = 64  # prompts answered at a time
+    batch_tokens: int = 2048  # positions of a scoring batch
+    batch_size: int = 32  # prompts answered at a time
 
     def __post_init__(self) -> None:
         for field, allowed in (("choice", ("likelihood", "generation")), ("ties", ("share", "correct"))):

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dynamics.model.sample import Generated
 
 from dynamics.ability import item_of
 from dynamics.data.template import DOIT, TEMPLATES, encode, tokenizer_specials
 from dynamics.data.tokenizer import Tokenizer
 from dynamics.eval import ability_eval
 from dynamics.eval.ability_eval import Evaluation, evaluate, evaluate_prepared, prepare, score_texts
+from dynamics.model.sample import Generated
 from dynamics.model.sharding import MeshShape, make_mesh, shardings_for
 from dynamics.record import Turn
 
@@ -186,7 +186,7 @@ def test_generated_answers_are_read_and_judged(tokenizer, item, text, score, unp
     prepared = prepare([item], tokenizer, DOIT, dataclasses.replace(SMALL, choice="generation"))
     logits = np.zeros(tokenizer.vocab_size, np.float32)
     logits[tokenizer.letter_id("B")] = 1.0
-    generated = Generated(tokens=[*tokenizer.encode(text), tokenizer.eot_id], stopped=True, last_logits=logits)
+    generated = Generated(tokens=tokenizer.encode(text), stopped=True, last_logits=logits)
     result = ability_eval._judge(prepared.items[0], generated, prepared)
     assert (result.score, result.unparsed, result.truncated) == (score, unparsed, False)
     assert result.answer.split() == text.split()
