@@ -24,7 +24,7 @@ from dynamics.eval.ability_eval import prepare as prepare_evaluation
 from dynamics.model.llama import LlamaConfig
 from dynamics.record import Record
 from dynamics.study.folder import read_json, wait_for, write_json
-from dynamics.study.run import RESULTS_VERSION, Run, source_fingerprint, tokenizer_identity
+from dynamics.study.run import RESULTS_VERSION, Run, source_fingerprint, tokenizer_file, tokenizer_identity
 
 _VOCABULARY_MULTIPLE = 64  # so that embedding tables split evenly over devices
 
@@ -67,7 +67,7 @@ class Workspace:
         identity = {"tokenizer": tokenizer_identity(run), "specials": tokenizer_specials(run.template)}
         key = config.fingerprint(identity)
         if key not in self.memory:
-            path = Path(run.tokenizer) if run.tokenizer is not None else self._trained_tokenizer(run)
+            path = Path(tokenizer_file(run)) if run.tokenizer is not None else self._trained_tokenizer(run)
             self.memory[key] = Tokenizer.load(path, specials=tokenizer_specials(run.template))
         return self.memory[key]
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from dynamics import config
 from dynamics.data.mixture import Interleaved, Order
+from dynamics.data.sample_sets import SampleSets
 from dynamics.data.sources import Source
 from dynamics.data.template import DOIT, Template
 from dynamics.errors import UserError
@@ -86,7 +87,7 @@ class Run:
     volume: int | Literal["full"] = 64  # records for each ability; 0 scores the base model as it is
     order: Order = Interleaved()
     template: Template = DOIT
-    tokenizer: str | None = None  # a SentencePiece file; None: one is trained on the source's plain text
+    tokenizer: str | None = None  # a SentencePiece file, "{data_dir}" being the source's folder; None: train one
     vocab_size: int = 2048  # pieces of a tokenizer trained here
     batch: Batch = Batch()
     budget: Budget = Budget(epochs=4, min_updates=150)
@@ -159,10 +160,21 @@ def _file_fingerprint(path: str) -> str:
         ) from error
 
 
+def tokenizer_file(run: Run) -> str:
+    """The path of the run's tokenizer file, with the source's folder put in."""
+    assert run.tokenizer is not None
+    if "{data_dir}" not in run.tokenizer:
+        return run.tokenizer
+    folder = run.source.folder() if isinstance(run.source, SampleSets) else getattr(run.source, "data_dir", None)
+    if folder is None:
+        raise UserError(f"tokenizer={run.tokenizer!r}: source {run.source.name!r} has no folder; give the whole path")
+    return run.tokenizer.replace("{data_dir}", str(folder))
+
+
 def tokenizer_identity(run: Run) -> dict[str, Any]:
     """What decides the tokenizer: a file's bytes, or the plain text it is trained on."""
     if run.tokenizer is not None:
-        return {"file": _file_fingerprint(run.tokenizer)}
+        return {"file": _file_fingerprint(tokenizer_file(run))}
     return {"trained_on": source_fingerprint(run.source), "vocab_size": run.vocab_size}
 
 

@@ -41,13 +41,12 @@ def worker_environment(compilation_cache: Path) -> dict[str, str]:
     environment.update(
         JAX_PLATFORMS="cpu",
         JAX_NUM_CPU_DEVICES="1",
-        JAX_COMPILATION_CACHE_DIR=str(compilation_cache),
-        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2",
-        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
         OMP_NUM_THREADS="1",
         OPENBLAS_NUM_THREADS="1",
         PYTHONUNBUFFERED="1",
     )
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache))
+    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     # Fewer page faults on large temporary buffers; read by the C library at start, so it cannot be set later.
     environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     return environment

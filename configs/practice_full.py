@@ -1,0 +1,36 @@
+"""The practice study at full length: the instrument whose results are kept in docs/ and checked against the design.
+
+    dynamics study run configs/practice_full.py
+
+The same data, base models and training as configs/practice.py, with a third size, two more volumes and five seeds:
+3 sizes x 7 volumes x 5 seeds and three base models, 108 cells. The practice study's own cells are part of it, but lie
+in another folder.
+
+Expect: about 45 minutes on 2 CPU cores.
+"""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+from dynamics.study.grid import Study
+
+
+def study() -> Study:
+    return dataclasses.replace(
+        _practice(),
+        name="practice_full",
+        sizes=("0.2m", "0.6m", "1.5m"),
+        volumes=(1, 4, 16, 64, 256, 512, 1024),
+        seeds=(0, 1, 2, 3, 4),
+    )
+
+
+def _practice() -> Study:
+    """The short study, from the file beside this one."""
+    spec = importlib.util.spec_from_file_location("practice", Path(__file__).with_name("practice.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.study()

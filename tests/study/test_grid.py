@@ -1,0 +1,137 @@
+"""A study as a value: its axes, its cells, and running them."""
+
+import dataclasses
+
+import pytest
+
+from dynamics import config
+from dynamics.data.mixture import Blocked, Interleaved
+from dynamics.data.practice import Practice
+from dynamics.errors import UserError
+from dynamics.study.execution import run_study
+from dynamics.study.folder import StudyFolder
+from dynamics.study.grid import Study, coordinates
+from dynamics.study.results import load_results
+from dynamics.study.status import study_status
+
+from .tiny import RUN, SIZE, STUDY, changed
+
+
+def test_the_cells_are_the_product_of_the_axes_and_one_base_cell_for_each_source_and_size():
+    other = dataclasses.replace(SIZE, name="wider", d_ff=48)
+    study = dataclasses.replace(
+        STUDY, sizes=(SIZE, other), ability_sets=((), ("math",)), orders=(Interleaved(), Blocked())
+    )
+    cells = study.cells()
+    assert len(cells) == 2 * 2 * 2 * 2 * 2 + 2
+    assert len({cell.id for cell in cells}) == len(cells)
+    assert [cell.coords["volume"] for cell in cells].count(0) == 2
+    assert {cell.coords["abilities"] for cell in cells} == {"all", "math"}
+    assert {cell.coords["order"] for cell in cells} == {"interleaved", "blocked"}
+
+
+def test_an_axis_left_empty_stays_as_the_run_has_it():
+    (cell,) = Study(name="one", run=RUN, base_cells=False).cells()
+    assert cell.run == RUN
+    assert cell.coords == coordinates(RUN)
+
+
+def test_equal_points_are_one_cell():
+    assert len(dataclasses.replace(STUDY, volumes=(2, 2), seeds=(0,), base_cells=False).cells()) == 1
+
+
+def test_growing_an_axis_keeps_every_cell_there_was():
+    grown = dataclasses.replace(STUDY, volumes=(1, 2, 4), seeds=(0, 1, 2))
+    assert {cell.id for cell in STUDY.cells()} <= {cell.id for cell in grown.cells()}
+
+
+def test_a_study_survives_json():
+    study = dataclasses.replace(STUDY, sources=(Practice(seed=3),), orders=(Blocked(first=("math",)),))
+    assert config.from_json(config.to_json(study)) == study
+
+
+def test_changing_every_run_changes_the_sources_axis_too():
+    study = dataclasses.replace(STUDY, sources=(Practice(seed=1), Practice(seed=2)))
+    more = study.map_runs(lambda run: changed(run, source=dataclasses.replace(run.source, num_test=3)))
+    assert {source.num_test for source in (more.run.source, *more.sources)} == {3}
+
+
+def test_a_name_that_is_no_folder_is_refused():
+    with pytest.raises(UserError, match="it names a folder"):
+        Study(name="a/b", run=RUN)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, cache):
+    """A study run cell after cell."""
+    folder = tmp_path_factory.mktemp("study")
+    views = []
+    done = run_study(STUDY, folder, way="singles", cache=cache, on_progress=views.append)
+    assert (done.cells, done.ran, done.skipped, done.failed) == (5, 5, 0, {})
+    assert views[-1].done == views[-1].total == 5
+    return folder
+
+
+def test_a_second_run_runs_nothing(folder, cache):
+    done = run_study(STUDY, folder, way="singles", cache=cache)
+    assert (done.ran, done.skipped) == (0, 5)
+
+
+def test_only_what_is_missing_is_run(folder, cache):
+    results = {scores["cell"]: scores for scores in load_results(folder)}
+    lost = StudyFolder(folder).cell(STUDY.cells()[1].id)
+    lost.scores_file.write_text(lost.scores_file.read_text()[:-5])  # cut short: not done
+    assert study_status(folder).count("to do") == 1
+    done = run_study(STUDY, folder, way="singles", cache=cache)
+    assert (done.ran, done.skipped) == (1, 4)
+    again = {scores["cell"]: scores for scores in load_results(folder)}
+    assert all(again[cell]["test"] == results[cell]["test"] for cell in results)
+
+
+def test_a_population_gives_what_the_cells_give_alone(folder, cache, tmp_path):
+    done = run_study(STUDY, tmp_path, way="vmap", cache=cache)
+    assert (done.ran, done.failed) == (5, {})
+    for alone, together in zip(load_results(folder), load_results(tmp_path), strict=True):
+        assert alone["coords"] == together["coords"]
+        for ability, scored in alone["test"].items():
+            assert scored["loss_sums"] == pytest.approx(together["test"][ability]["loss_sums"], rel=2e-4)
+        if alone["coords"]["volume"]:
+            assert alone["run"]["final_loss"] == pytest.approx(together["run"]["final_loss"], rel=1e-4)
+
+
+def test_a_failed_cell_says_why_does_not_stop_the_others_and_is_tried_again(cache, tmp_path):
+    study = dataclasses.replace(STUDY, volumes=(1, 50), seeds=(0,))  # the pool holds 8
+    done = run_study(study, tmp_path, way="singles", cache=cache)
+    assert (done.ran, len(done.failed)) == (2, 1)
+    status = study_status(tmp_path)
+    assert (status.count("done"), status.count("failed")) == (2, 1)
+    assert "volume 50" in status.failed[0].reason
+    assert "Traceback" in StudyFolder(tmp_path).cell(status.failed[0].id).failure()["traceback"]
+    again = run_study(study, tmp_path, way="singles", cache=cache)
+    assert (again.ran, again.skipped, len(again.failed)) == (0, 2, 1)
+
+
+def test_a_base_model_that_fails_fails_the_cells_that_need_it_and_says_so(cache, tmp_path):
+    run = changed(RUN, base=dataclasses.replace(RUN.base, optimizer=dataclasses.replace(RUN.optimizer, peak_lr=1e30)))
+    done = run_study(dataclasses.replace(STUDY, run=run, volumes=(1,)), tmp_path, way="singles", cache=cache)
+    assert done.ran == 0
+    assert all("base model failed: the loss of step" in reason for reason in done.failed.values())
+    assert study_status(tmp_path).count("failed") == 3
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        run_study(STUDY, tmp_path / "file")
+
+
+def test_wrong_ways_and_worker_counts_are_named(tmp_path):
+    with pytest.raises(UserError, match="workers=0; give at least 1"):
+        run_study(STUDY, tmp_path, workers=0)
+    with pytest.raises(UserError, match="allowed: auto, workers, vmap, singles"):
+        run_study(STUDY, tmp_path, way="fast")
