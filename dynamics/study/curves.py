@@ -120,6 +120,7 @@ def _curves(
     points[OVERALL] = mean_over_abilities(points)
     volumes = np.array(grid.volumes)
     positive = volumes > 0
+    tuned = volumes[positive].astype(float)
     curves = {}
     for ability, draws in replicates.items():
         ends = np.full((2, *draws.shape[1:]), np.nan)
@@ -140,8 +141,8 @@ def _curves(
                 low=ends[0, index],
                 high=ends[1, index],
                 chance=chance[ability],
-                power=fit_power_law(fitted, volumes[positive], level=level),
-                line=fit_log_linear(rows[:, positive], volumes[positive], level=level),
+                power=fit_power_law(fitted, tuned, level=level),
+                line=fit_log_linear(rows[:, positive], tuned, level=level),
             )
     return curves
 

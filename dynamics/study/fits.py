@@ -59,6 +59,7 @@ class LogLinear:
 
     at_one: Interval
     per_factor_4: Interval
+    misfit: float  # as for the power law; NaN when there are two volumes, which a line always meets
 
 
 def log4(volumes: Float[np.ndarray, " volumes"]) -> Float[np.ndarray, " volumes"]:
@@ -76,9 +77,18 @@ def fit_log_linear(
     y = replicates[:, there]
     centered = x - x.mean()
     slope = y @ centered / (centered @ centered)
+    middle = y.mean(axis=1)
     return LogLinear(
-        at_one=interval(y.mean(axis=1) - slope * x.mean(), level=level), per_factor_4=interval(slope, level=level)
+        at_one=interval(middle - slope * x.mean(), level=level),
+        per_factor_4=interval(slope, level=level),
+        misfit=_misfit(y - middle[:, None] - slope[:, None] * centered) if there.sum() > 2 else float("nan"),
     )
+
+
+def _misfit(residuals: Float[np.ndarray, "reps volumes"]) -> float:
+    """Share of draws in which noise alone leaves larger residuals than the estimate's: small when the law is wrong."""
+    noise = ((residuals[1:] - residuals[0]) ** 2).sum(axis=1)
+    return float(np.mean(noise >= (residuals[0] ** 2).sum()))
 
 
 def solve_power(
@@ -142,9 +152,7 @@ def fit_power_law(
         return _no_law("flat", unit)
     ratio = volumes / volumes[0]
     offset, gain, exponent = solve_power(y, ratio)
-    residual = y - offset[:, None] - gain[:, None] * ratio[None] ** -exponent[:, None]
-    noise = ((residual[1:] - residual[0]) ** 2).sum(axis=1)
-    misfit = float(np.mean(noise >= (residual[0] ** 2).sum()))
+    misfit = _misfit(y - offset[:, None] - gain[:, None] * ratio[None] ** -exponent[:, None])
     ahead = gain * (ratio[-1] ** -exponent - (4 * ratio[-1]) ** -exponent)
     exponents = interval(exponent, level=level)
     open_ended = exponents.low < 1.01 * EXPONENTS[0] or exponents.high > EXPONENTS[1] / 1.01

@@ -113,6 +113,7 @@ def law_rows(growths: Sequence[Growth]) -> list[Row]:
                         "line_of": curve.of,
                         **_spread("at_volume_1", curve.line.at_one if curve.line else None),
                         **_spread("per_4x_data", curve.line.per_factor_4 if curve.line else None),
+                        "line_misfit": curve.line.misfit if curve.line else None,
                     }
                 )
     return rows
@@ -155,6 +156,7 @@ def budget_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
         for name in ("epochs", "steps", "tokens"):
             values = [member["run"].get(name) for member in members if member["run"].get(name) is not None]
             row[name] = [min(values), max(values)] if values else None
+        row["bound_by"] = ", ".join(sorted({member["run"].get("bound_by") or "" for member in members} - {""}))
         rows.append(row)
     return rows
 

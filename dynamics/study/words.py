@@ -53,7 +53,7 @@ def _level_line(growth: Growth) -> str:
     there = np.flatnonzero(np.isfinite(curve.mean))
     if not len(there):
         return "No point has results for every ability yet, so there is no overall mean."
-    last, first = there[-1], there[0]
+    last, first = int(there[-1]), int(there[0])
     start = ""
     if first != last:
         began = "before tuning" if curve.volumes[first] == 0 else f"at {curve.volumes[first]:,} records"
@@ -112,7 +112,7 @@ def number(value: Any) -> str:
     return f"{int(value):,}" if isinstance(value, (int, float)) else str(value)
 
 
-def value_range(ends: Sequence[float] | None) -> str:
+def value_range(ends: Sequence[int | float] | None) -> str:
     """'10' or '10 – 12'."""
     if ends is None:
         return "–"
@@ -131,7 +131,7 @@ def speedup_text(speedup: Mapping[str, Any] | None) -> str:
     return f"{number(speedup['speedup'])} times the speed of one after another{where}{f' ({each})' if each else ''}"
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: int | float | None) -> str:
     if seconds is None:
         return "not recorded"
     minutes, rest = divmod(round(seconds), 60)

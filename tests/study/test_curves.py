@@ -18,7 +18,8 @@ from dynamics.study.points import (
     score_replicates,
     seed_weights,
 )
-from tests.study.synthetic_results import TRUTH, make_results
+
+from .synthetic_results import TRUTH, make_results
 
 FEW = Bootstrap(draws=200)
 LEVEL = 0.95
@@ -128,6 +129,15 @@ def test_the_line_is_least_squares_over_log4():
     assert line is not None
     assert line.per_factor_4.value == pytest.approx(0.1)
     assert line.at_one.value == pytest.approx(0.0, abs=1e-12)  # 0.2 at log4(16) = 2
+
+
+def test_a_line_that_does_not_fit_says_so():
+    volumes = 4.0 ** np.arange(6)
+    straight = fit_log_linear(with_noise(0.1 * np.arange(6.0), sd=0.01), volumes, level=LEVEL)
+    bent = fit_log_linear(with_noise(0.9 * (1 - 4.0 ** -np.arange(6.0)), sd=0.01), volumes, level=LEVEL)
+    assert straight is not None
+    assert bent is not None
+    assert bent.misfit < 0.05 < straight.misfit
 
 
 # ---------------------------------------------------------------- bootstrap
@@ -270,6 +280,20 @@ def test_other_axes_make_variants_and_each_has_the_untuned_model():
     growths = analyze(made, bootstrap=FEW)
     assert {growth.grid.variant for growth in growths} == {"interleaved", "blocked"}
     assert all(growth.grid.volumes == (0, 16, 64) for growth in growths)
+
+
+def test_a_full_volume_is_counted_in_records_per_ability():
+    full = cell("full", {"math": [1.0, 0.0], "code": [0.0, 0.0]})
+    full["run"] = {"counts": {"records": 4000}}
+    (grid,) = read_grids([full, cell(16, {"math": [0.0, 0.0], "code": [0.0, 0.0]})])
+    assert grid.volumes == (16, 2000)
+
+
+def test_a_random_baseline_is_listed_apart():
+    guess = cell(0, {"math": [0.0, 1.0]}, size="random", params=None)
+    growth = analyze([guess, cell(16, {"math": [1.0, 1.0]})], bootstrap=FEW)[0]
+    assert growth.grid.sizes == ("s",)
+    assert growth.random == {"random": {"math": 0.5}}
 
 
 # ---------------------------------------------------------------- sensitivity

@@ -7,7 +7,7 @@ import nbclient
 import nbformat
 import pytest
 
-from tests.study.synthetic_results import make_results, write_study
+from .synthetic_results import make_results, write_study
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "growth_curves.ipynb"
 

@@ -10,7 +10,8 @@ from dynamics.errors import UserError
 from dynamics.study import figures, words
 from dynamics.study.curves import Bootstrap, analyze
 from dynamics.study.report import write_report
-from tests.study.synthetic_results import TRUTH, make_results, make_summary
+
+from .synthetic_results import TRUTH, make_results, make_summary
 
 FEW = Bootstrap(draws=100)
 VOID = {"meta", "link", "img", "br", "hr", "input"}

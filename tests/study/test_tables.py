@@ -8,7 +8,8 @@ import pytest
 
 from dynamics.study import tables
 from dynamics.study.curves import OVERALL, Bootstrap, analyze
-from tests.study.synthetic_results import make_results
+
+from .synthetic_results import make_results
 
 RESULTS = make_results(seeds=(0, 1), volumes=(0, 16, 64), sizes=("0.2m", "0.6m"))
 GROWTHS = analyze(RESULTS, bootstrap=Bootstrap(draws=50))
