@@ -16,8 +16,8 @@ class Evaluation:
     by chance would give on average; "correct" gives 1, as the published scorer does for perplexities.
     `max_length`: items that need more tokens are not asked; they score 0 and are counted as too long.
 
-    `batch_tokens` and `batch_size` are the best on one CPU core at 0.2m (of 1,024 to 8,192 and 16 to 256); accelerators
-    and large models want more.
+    `batch_tokens` and `batch_size` are among the best on one CPU core at 0.2m (of 1,024 to 8,192 and of 16 to 256);
+    accelerators and large models want more.
     """
 
     choice: Literal["likelihood", "generation"] = "likelihood"
