@@ -1,0 +1,156 @@
+"""What must hold for the network whatever its size: segments never meet, time flows forward, no knob is dead."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynamics.losses.sft import SFT
+from dynamics.model.llama import LinearScaling, Llama3Scaling, LlamaConfig, abstract, init
+from dynamics.model.sharding import MeshShape, activate, batch_shardings, make_mesh, num_row_shards, shardings_for
+
+TINY = LlamaConfig(
+    name="tiny", vocab_size=32, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=24,
+    attention_block=4,
+)  # fmt: skip
+KINDS = ("reference", "blocks", "fused")
+
+# Two documents and padding in the first row, padding between documents in the second.
+SEGMENTS = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0], [1, 1, 1, 0, 0, 2, 2, 2, 2, 3, 3, 3]], np.int32)
+POSITIONS = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 0], [0, 1, 2, 0, 0, 0, 1, 2, 3, 0, 1, 2]], np.int32)
+TOKENS = np.random.default_rng(0).integers(0, 32, SEGMENTS.shape).astype(np.int32)
+
+
+@jax.jit
+def logits(model, tokens):
+    return model(tokens, POSITIONS, SEGMENTS) @ model.head
+
+
+def tiny(**changes):
+    return init(dataclasses.replace(TINY, **changes), jax.random.key(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_perturbing_a_segment_leaves_every_other_bit_equal(kind):
+    model = tiny(attention=kind)
+    before = np.asarray(logits(model, TOKENS))
+    for row in range(2):
+        for segment in np.unique(SEGMENTS[row]):  # 0 too: padding has no influence
+            inside = np.zeros_like(SEGMENTS, bool)
+            inside[row] = SEGMENTS[row] == segment
+            after = np.asarray(logits(model, np.where(inside, (TOKENS + 7) % 32, TOKENS)))
+            np.testing.assert_array_equal(after[~inside], before[~inside])
+            assert np.abs(after[inside] - before[inside]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_document_in_a_packed_row_equals_the_document_alone(kind):
+    model = tiny(attention=kind)
+    packed = logits(model, TOKENS)[0, 5:11]
+    alone = jax.jit(lambda m: m(TOKENS[:1, 5:11], np.arange(6)[None], np.ones((1, 6), np.int32)) @ m.head)(model)
+    np.testing.assert_allclose(packed, alone[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_gradient_flows_from_the_past_to_the_future(kind):
+    model = tiny(attention=kind)
+    length, segments = 10, np.ones((1, 10), np.int32)
+
+    def hidden(embeddings):
+        chosen = jax.tree.map(lambda x: x, model)
+        chosen.embedding[...] = embeddings
+        return chosen(np.arange(length)[None], np.arange(length)[None], segments)[0].sum(-1)
+
+    # Token i is row i of the embedding, so the Jacobian tells which input each output depends on.
+    jacobian = jax.jit(jax.jacrev(hidden))(model.embedding[...])[:, :length]
+    depends = np.abs(jacobian).max(axis=-1) > 0
+    np.testing.assert_array_equal(depends, np.tril(np.ones((length, length), bool)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_gives_finite_hidden_states_and_gradients(kind):
+    def total(model):
+        return jnp.sum(model(TOKENS, POSITIONS, np.zeros_like(SEGMENTS)) ** 2)
+
+    value, gradient = jax.jit(jax.value_and_grad(total))(tiny(attention=kind))
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+CHANGES = {
+    "vocab_size": 40, "d_model": 24, "num_layers": 3, "num_heads": 2, "num_kv_heads": 4, "head_dim": 8, "d_ff": 32,
+    "rope_theta": 500_000.0, "rope_scaling": LinearScaling(factor=4.0), "rms_eps": 1e-5, "tied_head": True,
+    "param_dtype": "bfloat16", "compute_dtype": "bfloat16", "remat": "dots", "scan_layers": True,
+    "attention": "reference", "attention_block": 6,
+}  # fmt: skip
+
+
+def gradient_program(config):
+    index = jnp.array([[0, 3, 7]])
+    batch = {"tokens": TOKENS, "positions": POSITIONS, "segments": SEGMENTS, "trained_index": index}
+    batch |= {"trained_targets": index, "trained_weights": jnp.ones((1, 3))}
+    return jax.jit(jax.grad(SFT(), has_aux=True)).lower(abstract(config), batch).as_text()
+
+
+def test_every_field_of_the_model_changes_the_program():
+    named = {field.name for field in dataclasses.fields(LlamaConfig)} - {"name"}  # a label for reports
+    assert named == set(CHANGES), "a new field needs a line here"
+    scaled = dataclasses.replace(TINY, rope_scaling=LinearScaling(factor=8.0))
+    llama3 = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_length=64)
+    extra = [dataclasses.replace(TINY, remat="full"), scaled, dataclasses.replace(TINY, rope_scaling=llama3)]
+    extra += [
+        dataclasses.replace(TINY, rope_scaling=dataclasses.replace(llama3, **change))
+        for change in ({"low_freq_factor": 2.0}, {"high_freq_factor": 8.0}, {"original_length": 32}, {"factor": 2.0})
+    ]
+    programs = [gradient_program(config) for config in (TINY, *extra)]
+    programs += [gradient_program(dataclasses.replace(TINY, **{name: value})) for name, value in CHANGES.items()]
+    assert len(set(programs)) == len(programs)
+
+
+# Names apart on the mesh axes, equal in meaning: the same losses and gradients on every mesh.
+MESHES = [MeshShape(), MeshShape(data=8), MeshShape(data=4, fsdp=2), MeshShape(data=2, fsdp=2, tensor=2)]
+
+
+@pytest.fixture(scope="module")
+def wide():
+    rng = np.random.default_rng(2)
+    config = dataclasses.replace(TINY, num_layers=1)
+    segments = np.tile(SEGMENTS, (4, 1))
+    trained = [np.sort(rng.choice(12, 5, replace=False)) for _ in range(8)]
+    return init(config, jax.random.key(3)), rng.integers(0, 32, (8, 12)).astype(np.int32), segments, trained
+
+
+def grouped(trained, groups):
+    """trained_index of 8 rows in `groups` groups: flat within the group."""
+    rows = 8 // groups
+    flat = [np.concatenate([trained[g * rows + r] + 12 * r for r in range(rows)]) for g in range(groups)]
+    return np.stack(flat).astype(np.int32)
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=lambda s: f"{s.data}x{s.fsdp}x{s.tensor}")
+def test_every_mesh_gives_the_same_loss_and_gradients(wide, shape):
+    model, tokens, segments, trained = wide
+    mesh = make_mesh(shape)
+    index = grouped(trained, num_row_shards(mesh))
+    batch = {"tokens": tokens, "positions": np.tile(POSITIONS, (4, 1)), "segments": segments, "trained_index": index}
+    batch |= {"trained_targets": index % 32, "trained_weights": np.ones(index.shape, np.float32)}
+    plain = grouped(trained, 1)
+    oracle_batch = batch | {"trained_index": plain, "trained_weights": np.ones(plain.shape, np.float32)}
+    oracle_batch["trained_targets"] = index.reshape(1, -1) % 32
+    (expected, _), expected_gradient = jax.jit(jax.value_and_grad(SFT(), has_aux=True))(model, oracle_batch)
+
+    micro = {name: array[None] for name, array in batch.items()}
+    placed = jax.device_put(micro, batch_shardings(micro, mesh))
+    spread = jax.device_put(model, shardings_for(model, mesh))
+
+    @jax.jit
+    def step(model, batch):
+        with activate(mesh):
+            return jax.value_and_grad(SFT(), has_aux=True)(model, {name: array[0] for name, array in batch.items()})
+
+    (loss, _), gradient = step(spread, placed)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for mine, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5 * max(1.0, float(np.abs(theirs).max())))
