@@ -26,6 +26,7 @@ from dynamics.study.sensitivity import Transfer
 
 INK, MUTED, RULE, PAPER = "#1d2433", "#697386", "#dfe3ea", "#ffffff"
 _PAGE_COLORS = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
+_PIXELS_PER_INCH = 104
 _MARKERS = "os^Dvp*"
 _ORDERED = LinearSegmentedColormap.from_list("ordered", ["#e9a227", "#dd6a4e", "#a84f9a", "#5570e6"])
 _ACCENT = "#5570e6"
@@ -187,9 +188,9 @@ def svg(figure: Figure, name: str) -> str:
     markup = re.sub(r'(\bid=")', rf"\1{name}-", markup)
     markup = re.sub(r"(url\(#|xlink:href=\"#)", rf"\1{name}-", markup)
     markup = re.sub(r"font-family:[^;\"]*|(?<=px )'?DejaVu Sans'?[^;\"]*", _font, markup)
-    markup = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", markup, count=1)
-    )
+    for dimension in ("width", "height"):  # the page decides, up to one scale for all: text has one size everywhere
+        markup = re.sub(rf'(<svg[^>]*?) {dimension}="[^"]*"', r"\1", markup, count=1)
+    markup = markup.replace("<svg", f'<svg style="max-width: {_PIXELS_PER_INCH * figure.get_figwidth():.0f}px"', 1)
     for color, variable in _PAGE_COLORS.items():
         markup = markup.replace(color, variable)
     return markup.strip()
