@@ -23,7 +23,6 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -47,7 +46,7 @@ STORAGE_ERRORS = {
 
 
 class Damaged(Exception):
-    """A checkpoint that must not be used; the text says what is wrong with it."""
+    """A checkpoint that must not be used, and what is wrong with it. Never leaves this module."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +140,7 @@ class Checkpointer:
         try:
             state, manifest = self._read(step, target)
         except Damaged as damage:
-            raise UserError(f"{self._path(step)} is damaged: {damage}; use another step of {self.steps()}") from damage
+            raise _unusable(self._path(step), damage) from damage
         return state, manifest.meta
 
     def close(self) -> None:
@@ -154,16 +153,14 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:08d}"
 
     def _read(self, step: int, target: Tree) -> tuple[Tree, Manifest]:
-        manifest = read_manifest(self._path(step))
+        manifest = _sound_manifest(self._path(step))
         if manifest.step != step:
             raise Damaged(f"its manifest says step {manifest.step}")
         if manifest.config != self.config:
@@ -177,7 +174,8 @@ class Checkpointer:
         unfinished = self.folder / f"tmp-{step:08d}-{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            for left_by_a_kill in self.folder.glob("tmp-*"):
+                shutil.rmtree(left_by_a_kill)
             _write(unfinished, arrays, header)
             os.replace(unfinished, self._path(step))
             _sync_folder(self.folder)
@@ -188,15 +186,11 @@ class Checkpointer:
             explained = _explain(error, f"cannot save step {step} in {self.folder}", arrays, kept)
             raise explained from error
 
-    def _sweep(self) -> None:
-        for path in self.folder.glob("tmp-*"):
-            shutil.rmtree(path)
-
     def _retain(self) -> None:
         """Remove all but the newest `keep` steps and the permanent ones."""
         for step in self.steps()[: -self.keep]:
             try:
-                if read_manifest(self._path(step)).permanent:
+                if _sound_manifest(self._path(step)).permanent:
                     continue
             except Damaged:
                 pass  # too old to be wanted, sound or not
@@ -251,21 +245,32 @@ def load_params(folder: str | Path, target: Tree, *, part: str = "") -> tuple[Tr
     `part` names the branch of the checkpoint to read: "model" takes the model out of a training step's folder.
     Raises UserError when the folder is missing, damaged, or holds another model.
     """
+    manifest = read_manifest(folder)
+    folder = Path(folder).absolute()
+    try:
+        return _load(folder, manifest, target, part=part), manifest
+    except Damaged as damage:
+        raise _unusable(folder, damage) from damage
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """What a checkpoint says about itself, without reading its arrays; UserError when it is missing or damaged."""
     folder = Path(folder).absolute()
     if not folder.is_dir():
         raise UserError(f"no checkpoint folder {folder}; give the folder that holds {MANIFEST}")
     try:
-        manifest = read_manifest(folder)
-        return _load(folder, manifest, target, part=part), manifest
+        return _sound_manifest(folder)
     except Damaged as damage:
-        raise UserError(f"{folder} is damaged: {damage}; restore it from a copy, or run the training again") from damage
+        raise _unusable(folder, damage) from damage
 
 
-def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a committed checkpoint; raises Damaged when it is missing, torn or altered."""
-    path = Path(folder) / MANIFEST
+def _unusable(folder: Path, damage: Damaged) -> UserError:
+    return UserError(f"{folder} is damaged: {damage}; use another step or a copy, or run the training again")
+
+
+def _sound_manifest(folder: Path) -> Manifest:
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads((folder / MANIFEST).read_bytes())
         own = data.pop("digest")
         if data.pop("format") != FORMAT:
             raise Damaged(f"{MANIFEST} has another format; this version reads {FORMAT}")
@@ -338,7 +343,8 @@ def _load(folder: Path, manifest: Manifest, target: Tree, *, part: str = "") -> 
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise
-        raise Damaged(f"arrays cannot be read ({type(error).__name__}: {_first_line(error)})") from error
+        said = str(error).strip().split("\n")[0][:200]
+        raise Damaged(f"arrays cannot be read ({type(error).__name__}: {said})") from error
     wrong = [name for name in wanted if tree.digest(arrays[name]) != manifest.arrays[name]["digest"]]
     if wrong:
         raise Damaged(f"{len(wrong)} of {len(wanted)} arrays do not match their digest, first {wrong[0]}")
@@ -381,11 +387,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else "no message"
 
 
 def _explain(error: Exception, what: str, arrays: Mapping[str, np.ndarray], kept: str) -> Exception:

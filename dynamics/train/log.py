@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from dynamics.errors import UserError
@@ -90,11 +89,17 @@ class Log:
         kept = [entry for entry in entries if entry["step"] <= step]
         lines = b"".join(entry_line(e["step"], {k: v for k, v in e.items() if k != "step"}) for e in kept)
         replacement = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with open(replacement, "wb") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(replacement, self.path)
+        try:
+            with open(replacement, "wb") as file:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(replacement, self.path)
+        except OSError as error:
+            replacement.unlink(missing_ok=True)
+            raise UserError(
+                f"cannot rewrite the log {self.path}: {error.strerror}; free space and try again"
+            ) from error
         os.close(self._descriptor)
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         return len(entries) - len(kept)
@@ -107,7 +112,5 @@ class Log:
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -94,6 +94,7 @@ class Trained:
     save_seconds: float  # the host stood still for saving
     last: dict[str, Any]  # metrics of the last update; empty when there was none to make
     empty_batches: int  # batches without any trained token, which changed nothing
+    repeated: int  # logged steps after the start, of an earlier attempt: dropped from the log and made again
 
     @property
     def wait_share(self) -> float:
@@ -127,8 +128,7 @@ def train(
     uninterrupted one. Raises Interrupted on SIGINT and SIGTERM, UserError when the loss stops being a number.
     """
     start = int(np.max(state.step))  # of a population: its members that still learn
-    if log is not None:
-        log.truncate(start)
+    repeated = 0 if log is None else log.truncate(start)
     due = frozenset(range(save_every, until, save_every)) if save_every else frozenset()
     run = _Run(
         state=state, step=start, step_fn=step_fn, checkpointer=checkpointer, log=log, on_metrics=on_metrics,
@@ -136,7 +136,7 @@ def train(
     )  # fmt: skip
     with _signals() as received, contextlib.closing(_closable(batches(start, until))) as source:
         run.go(source, until=until, saves=due | permanent | {until}, received=received)
-    return run.report()
+    return run.report(repeated)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -239,7 +239,7 @@ class _Run:
         self.checkpointer.save(self.step, self.state, self.meta, permanent=self.step in self.permanent)
         self.save_seconds += time.perf_counter() - began
 
-    def report(self) -> Trained:
+    def report(self, repeated: int) -> Trained:
         return Trained(
             state=self.state,
             steps=self.step - self.start,
@@ -250,6 +250,7 @@ class _Run:
             save_seconds=self.save_seconds,
             last=self.last,
             empty_batches=self.empty_batches,
+            repeated=repeated,
         )
 
 

@@ -228,6 +228,9 @@ def test_finished_parameters_are_saved_replaced_and_read_back(tmp_path):
     flip_a_bit(largest_file(tmp_path / "final" / "arrays"))
     with pytest.raises(UserError, match=r"is damaged: .*run the training again"):
         load_params(tmp_path / "final", target().model)
+    (tmp_path / "final" / MANIFEST).unlink()
+    with pytest.raises(UserError, match=r"is damaged: manifest.json is missing"):
+        read_manifest(tmp_path / "final")
     with pytest.raises(UserError, match="no checkpoint folder"):
         load_params(tmp_path / "nowhere", target().model)
 
