@@ -10,27 +10,18 @@ Expect: about 45 minutes on 2 CPU cores.
 """
 
 import dataclasses
-import importlib.util
+import runpy
 from pathlib import Path
 
 from dynamics.study.grid import Study
 
 
 def study() -> Study:
+    short = runpy.run_path(str(Path(__file__).with_name("practice.py")))["study"]()
     return dataclasses.replace(
-        _practice(),
+        short,
         name="practice_full",
         sizes=("0.2m", "0.6m", "1.5m"),
         volumes=(1, 4, 16, 64, 256, 512, 1024),
         seeds=(0, 1, 2, 3, 4),
     )
-
-
-def _practice() -> Study:
-    """The short study, from the file beside this one."""
-    spec = importlib.util.spec_from_file_location("practice", Path(__file__).with_name("practice.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.study()

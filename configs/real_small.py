@@ -18,7 +18,7 @@ from dynamics.study.grid import Study
 from dynamics.study.run import Base, Batch, Budget, Run
 from dynamics.train.optimizer import PRACTICE
 
-BATCH = Batch(rows=4, length=256)
+BATCH = Batch(rows=4, length=512)
 
 
 def study() -> Study:
@@ -28,9 +28,9 @@ def study() -> Study:
             source=SampleSets(),
             tokenizer="{data_dir}/doit/chinese_llama_plus_tokenizer.model",
             batch=BATCH,
-            budget=Budget(epochs=2, min_updates=60),
+            budget=Budget(epochs=4, min_updates=60),
             optimizer=PRACTICE,
-            base=Base(tokens=200_000, batch=BATCH, optimizer=PRACTICE),
+            base=Base(tokens=300_000, batch=BATCH, optimizer=PRACTICE),
             evaluation=Evaluation(max_new_tokens=16, max_length=1024, row_length=256),
             evaluate_at=(1.0,),
             over_long="truncate",

@@ -10,7 +10,7 @@ from dynamics.data.mixture import Order
 from dynamics.data.sources import Source
 from dynamics.errors import UserError
 from dynamics.model.llama import LlamaConfig
-from dynamics.study.run import Run, cell_id
+from dynamics.study.run import Budget, Run, cell_id
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class Study:
     seeds: tuple[int, ...] = ()
     sources: tuple[Source, ...] = ()
     orders: tuple[Order, ...] = ()
+    budgets: tuple[Budget, ...] = ()
     base_cells: bool = True  # also score each base model untrained on instructions: volume 0
     measure_speedup: bool = True  # time the population of workers against one run after another
 
@@ -45,7 +46,8 @@ class Study:
         """All cells, each once, in the order of the axes."""
         cells: dict[str, Cell] = {}
         for run in self._runs():
-            cell = Cell(id=cell_id(run), coords=coordinates(run), run=run)
+            coords = coordinates(run) | ({"budget": budget_name(run.budget)} if self.budgets else {})
+            cell = Cell(id=cell_id(run), coords=coords, run=run)
             cells.setdefault(cell.id, cell)
         return tuple(cells.values())
 
@@ -54,12 +56,20 @@ class Study:
         sizes = self.sizes or (self.run.size,)
         runs = [
             dataclasses.replace(
-                self.run, source=source, size=size, volume=volume, abilities=abilities, order=order, seed=seed
+                self.run,
+                source=source,
+                size=size,
+                volume=volume,
+                abilities=abilities,
+                order=order,
+                budget=budget,
+                seed=seed,
             )
-            for source, size, order, abilities, volume, seed in itertools.product(
+            for source, size, order, budget, abilities, volume, seed in itertools.product(
                 sources,
                 sizes,
                 self.orders or (self.run.order,),
+                self.budgets or (self.run.budget,),
                 self.ability_sets or (self.run.abilities,),
                 self.volumes or (self.run.volume,),
                 self.seeds or (self.run.seed,),
@@ -105,3 +115,9 @@ def order_name(order: Order) -> str:
         if (value := getattr(order, field.name)) != field.default
     ]
     return " ".join([type(order).__name__.lower(), *changed])
+
+
+def budget_name(budget: Budget) -> str:
+    """'epochs 4', or 'updates 100 at least 150' with a floor."""
+    name, value = next((n, v) for n in ("epochs", "updates", "tokens") if (v := getattr(budget, n)) is not None)
+    return f"{name} {value}" + (f" at least {budget.min_updates}" if budget.min_updates else "")

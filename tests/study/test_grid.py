@@ -12,6 +12,7 @@ from dynamics.study.execution import run_study
 from dynamics.study.folder import StudyFolder
 from dynamics.study.grid import Study, coordinates
 from dynamics.study.results import load_results
+from dynamics.study.run import Budget
 from dynamics.study.status import study_status
 
 from .tiny import RUN, SIZE, STUDY, changed
@@ -28,6 +29,12 @@ def test_the_cells_are_the_product_of_the_axes_and_one_base_cell_for_each_source
     assert [cell.coords["volume"] for cell in cells].count(0) == 2
     assert {cell.coords["abilities"] for cell in cells} == {"all", "math"}
     assert {cell.coords["order"] for cell in cells} == {"interleaved", "blocked"}
+
+
+def test_a_budget_axis_is_a_coordinate_of_its_own():
+    study = dataclasses.replace(STUDY, budgets=(Budget(epochs=2, min_updates=5), Budget(updates=9)), volumes=(1,))
+    assert [cell.coords["budget"] for cell in study.cells()[1:]] == ["epochs 2 at least 5"] * 2 + ["updates 9"] * 2
+    assert all("budget" not in cell.coords for cell in STUDY.cells())
 
 
 def test_an_axis_left_empty_stays_as_the_run_has_it():
