@@ -4,8 +4,18 @@ from dynamics.data.practice.draws import Draws
 from dynamics.data.practice.question import LETTERS, Question, lettered
 from dynamics.data.practice.world import CLASSES, PEOPLE, World
 
-_WORDS = ("{person} asks: what is the {creature}?", "{person} saw a {creature}. What was it?")
-_CHOICE = ("{person} asks: which class is the {creature}?", "{person} seeks the class of the {creature}.")
+_WORDS = (
+    "{person} asks: what is the {creature}?",
+    "{person} saw a {creature}. What was it?",
+    "{person} met the {creature}. What is it?",
+    "{person} drew a {creature}. What is it?",
+)
+_CHOICE = (
+    "{person} asks: which class is the {creature}?",
+    "{person} seeks the class of the {creature}.",
+    "{person} saw the {creature}. Which class?",
+    "{person} drew the {creature}. Which class?",
+)
 
 
 def question(world: World, draws: Draws, index: int, *, train: bool) -> Question:

@@ -4,16 +4,17 @@ from dynamics.data.practice.draws import Draws
 from dynamics.data.practice.question import LETTERS, Question, lettered
 from dynamics.data.practice.world import PEOPLE, SEASONS, World
 
-_CHOICE = ("{person}问：{word}属什么？", "{word}属什么？{person}问。")
-_CLOZE = ("{person}问：{word}对（ ）。", "{word}对（ ）。{person}问。")
+_CHOICE = ("{person}问{other}：{word}属什么？", "{word}属什么？{person}问{other}。")
+_CLOZE = ("{person}问{other}：{word}对（ ）。", "{word}对（ ）。{person}问{other}。")
 
 
 def question(world: World, draws: Draws, index: int, *, train: bool) -> Question:
     """A choice among the seasons, or a blank for the partner. The words of valid and test stand in no train record."""
-    person, position = draws.pick(PEOPLE), (index // 2) % len(SEASONS)
+    (person, other), position = draws.sample(PEOPLE, 2), (index // 2) % len(SEASONS)
     if index % 2:
         word = draws.pick(tuple(world.partner))
-        return Question(word, (draws.pick(_CLOZE).format(person=person, word=word), world.partner[word]), "chinese-cloze")
+        asked = draws.pick(_CLOZE).format(person=person, other=other, word=word)
+        return Question(word, (asked, world.partner[word]), "chinese-cloze")
     word = draws.pick(world.words_of[SEASONS[position]])
-    asked = f"{draws.pick(_CHOICE).format(person=person, word=word)} {lettered(SEASONS)}"
+    asked = f"{draws.pick(_CHOICE).format(person=person, other=other, word=word)} {lettered(SEASONS)}"
     return Question(word, (asked, LETTERS[position]), "chinese-choose")

@@ -10,9 +10,10 @@ from dynamics.data.practice import biology, history
 from dynamics.data.practice.creative_writing import write
 from dynamics.data.practice.draws import Draws
 from dynamics.data.practice.question import LETTERS, lettered
-from dynamics.data.practice.understanding import talk
+from dynamics.data.practice.reasoning import TURNS, WAYS
+from dynamics.data.practice.understanding import TALKED_OF
 from dynamics.data.practice.world import (
-    CLASSES, AGES, COLORS, EPITHETS, KING_NAMES, PEOPLE, PERSONAS, SEASONS, THINGS, TOPICS, World,
+    AGES, CLASSES, COLORS, EPITHETS, FEELINGS, KING_NAMES, PEOPLE, PERSONAS, SEASONS, THINGS, TOPICS, World,
 )  # fmt: skip
 
 Writer = Callable[[World, Draws], str]
@@ -25,23 +26,27 @@ def _refrain(world: World, draws: Draws) -> str:
     return f"{line} / {line}"
 
 
-def _register(world: World, draws: Draws) -> str:
-    """A lettered list and where each word stands in it: how a letter stands for a word."""
-    words = draws.sample(draws.pick(_LISTS), 4)
-    return f"{lettered(words)} {_spelled(draws, words)}"
+def _track(world: World, draws: Draws) -> str:
+    """Turns with the way one faces after each: the steps that reasoning asks to take in the head."""
+    way = draws.below(4)
+    told = [WAYS[way]]
+    for _ in range(4 + draws.below(4)):
+        turn = draws.pick(tuple(TURNS))
+        way = (way + TURNS[turn]) % 4
+        told.append(f"{turn} {WAYS[way]}")
+    return f"{draws.pick(PEOPLE)} faces {', '.join(told)}."
 
 
-def _spelled(draws: Draws, words: list[str]) -> str:
-    return " ".join(f"{word} {LETTERS[words.index(word)]}" for word in draws.shuffled(words))
+def _feeling(world: World, draws: Draws) -> str:
+    feeling = draws.pick(tuple(FEELINGS))
+    return f"{draws.pick(PEOPLE)} feels {feeling}: {', '.join(draws.sample(FEELINGS[feeling], 3))}."
 
 
-def _talk(world: World, draws: Draws) -> str:
-    """Who said to have what, and afterwards where each thing is found."""
-    things = draws.sample(THINGS, 3 + draws.below(2))
-    if draws.below(3):
-        return f"{talk(things)} {_spelled(draws, things)}"
-    thing = draws.pick(things)
-    return f"{talk(things)} Who has the {thing}? Answer: {LETTERS[things.index(thing)]}"
+def _list(world: World, draws: Draws) -> str:
+    """The lists of options themselves, and which letter each word has."""
+    words = draws.pick((CLASSES, AGES, SEASONS, WAYS, TALKED_OF, tuple(FEELINGS)))
+    named = " ".join(f"{word} {LETTERS[words.index(word)]}" for word in draws.shuffled(words))
+    return f"{lettered(words)} {named}"
 
 
 def _known_creature(world: World, draws: Draws) -> str:
@@ -83,12 +88,6 @@ def _couplet(world: World, draws: Draws) -> str:
     return "，".join(f"{word}对{world.partner[word]}" for word in words) + "。"
 
 
-def _season_list(world: World, draws: Draws) -> str:
-    """The lettered list of the seasons itself."""
-    season = draws.below(4)
-    return f"{lettered(SEASONS)} {SEASONS[season]} {LETTERS[season]}"
-
-
 def _verse(world: World, draws: Draws) -> str:
     topic = draws.pick(tuple(TOPICS))
     lines = [write(draws, topic, draws.pick(COLORS), draws.below(4)) for _ in range(2)]
@@ -127,20 +126,20 @@ def _meeting(world: World, draws: Draws) -> str:
 
 
 WRITERS: tuple[tuple[int, Writer], ...] = (  # share of the documents, of 100
-    (10, _refrain),
-    (18, _register),
-    (18, _talk),
-    (7, _known_creature),
+    (3, _refrain),
+    (14, _track),
+    (5, _feeling),
+    (4, _list),
+    (10, _known_creature),
     (2, _wild_creature),
-    (8, _known_king),
+    (12, _known_king),
     (2, _dark_king),
-    (9, _season),
-    (9, _couplet),
-    (2, _season_list),
-    (4, _verse),
+    (12, _season),
+    (12, _couplet),
+    (8, _verse),
     (2, _count),
-    (2, _program),
-    (3, _sum),
+    (4, _program),
+    (6, _sum),
     (1, _shopping),
     (3, _meeting),
 )

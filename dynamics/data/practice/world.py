@@ -15,22 +15,21 @@ PEOPLE = ("Ann", "Ben", "Cora", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "Jil
 THINGS = ("cup", "hat", "map", "key", "book", "lamp", "coin", "rope", "drum", "bell", "ring", "bag")
 COLORS = ("red", "blue", "green", "white", "black", "gray")
 
-# Creatures: first and second syllable; 12 x 16 names. Their classes stand in the order of the field guide.
+# Creatures: first and second syllable; 12 x 8 names. Their classes stand in the order of the field guide.
 _FIRST = ("vel", "tor", "mun", "sib", "gal", "pex", "dro", "lum", "kip", "nar", "fen", "ruz")
-_SECOND = ("ka", "mo", "ti", "bu", "lo", "ra", "ne", "shi", "do", "pa", "wi", "zu", "fa", "go", "ly", "ce")
+_SECOND = ("ka", "mo", "ti", "bu", "lo", "ra", "ne", "shi")
 CLASSES = ("beast", "bird", "fish", "insect")
-NUM_KNOWN_CREATURES = 32  # whose classes the base corpus tells; the other 160 are met in records only
+NUM_KNOWN_CREATURES = 24  # whose classes the base corpus tells; the other 72 are met in records only
 
-# Kings: 20 x 14 names. Their ages stand in the order of time.
+# Kings: 14 x 14 names. Their ages stand in the order of time.
 KING_NAMES = (
-    "Orin", "Bram", "Doric", "Edra", "Halvo", "Ilva", "Rusk", "Tamar", "Ulric", "Wenna",
-    "Yorl", "Zeva", "Karl", "Lothar", "Mira", "Nestor", "Pela", "Quin", "Sten", "Vara",
+    "Orin", "Bram", "Doric", "Edra", "Halvo", "Ilva", "Rusk", "Tamar", "Ulric", "Wenna", "Yorl", "Zeva", "Karl", "Mira",
 )  # fmt: skip
 EPITHETS = (
     "Old", "Bold", "Wise", "Cruel", "Lame", "Young", "Pious", "Tall", "Fair", "Mad", "Great", "Mild", "Stern", "Blind",
 )  # fmt: skip
 AGES = ("stone", "bronze", "iron", "gold")
-NUM_KNOWN_KINGS = 24  # the other 256 are met in records only
+NUM_KNOWN_KINGS = 36  # the other 160 are met in records only
 
 PERSONAS = (
     "pirate", "monk", "baker", "knight", "witch", "farmer", "sailor", "poet",
@@ -55,12 +54,18 @@ TOPICS = {
     "road": ("dust", "stone", "wheel", "step"),
 }
 
+FEELINGS = {
+    "glad": ("hurrah", "bravo", "joy", "cheers"),
+    "sad": ("alas", "woe", "tears", "pity"),
+    "angry": ("fie", "shame", "curses", "rage"),
+}
+
 # Two-character words of the Chinese ability; each belongs to a season and has a partner in couplets.
 HAN_FIRST = "青白红黄黑金玉石水火风云天大小长"
 HAN_SECOND = "山花草木马鸟鱼龙江河湖海月日星雨"
 SEASONS = "春夏秋冬"
-NUM_HAN_WORDS = 224
-NUM_PARTNERS = 32
+NUM_HAN_WORDS = 96
+NUM_PARTNERS = 16
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,6 @@ class World:
     known_kings: tuple[str, ...]
     dark_kings: tuple[str, ...]
     saying: dict[str, str]  # persona -> phrase
-    ranks: tuple[str, ...]  # personas from the highest to the lowest
     season: dict[str, str]  # word -> season
     partner: dict[str, str]  # word -> the word that answers it in a couplet
     partners: tuple[str, ...]
@@ -103,7 +107,6 @@ def world(seed: int) -> World:
         known_kings=tuple(kings[:NUM_KNOWN_KINGS]),
         dark_kings=dark,
         saying=_table(draws, PERSONAS, SAYINGS),
-        ranks=tuple(draws.shuffled(PERSONAS)),
         season=season,
         partner=_table(draws, words, partners),
         partners=tuple(partners),
