@@ -41,7 +41,6 @@ STORAGE_ERRORS = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
-    errno.EPERM: "operation not permitted",
 }
 
 
@@ -202,11 +201,8 @@ class Checkpointer:
     def _set_aside(self, step: int, reason: str) -> str:
         """Rename a damaged checkpoint; where the folder cannot be written it stays, and the reason says so."""
         reason = f"step {step}: {reason}"
-        aside = self.folder / f"damaged-{step:08d}"
-        number = 1
-        while aside.exists():
-            number += 1
-            aside = self.folder / f"damaged-{step:08d}-{number}"
+        earlier = len(list(self.folder.glob(f"damaged-{step:08d}*")))
+        aside = self.folder / (f"damaged-{step:08d}" + (f"-{earlier + 1}" if earlier else ""))
         try:
             os.replace(self._path(step), aside)
             (aside / "reason.txt").write_text(reason + "\n", encoding="utf-8")

@@ -124,6 +124,12 @@ def test_when_nothing_is_sound_the_run_starts_over_and_every_reason_is_counted(t
     assert restored.step == 0
     assert [reason.split(":")[0] for reason in restored.walked_back] == ["step 2", "step 1"]
     assert checkpointer.restore_latest(state()).walked_back == ()  # set aside: not counted twice
+    checkpointer.save(2, state())
+    checkpointer.wait()
+    (tmp_path / "00000002" / MANIFEST).unlink()  # the same step damaged again
+    assert len(checkpointer.restore_latest(state()).walked_back) == 1
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["damaged-00000001", "damaged-00000002", "damaged-00000002-2"]
 
 
 def test_another_configuration_is_refused_with_both_fingerprints(tmp_path):
