@@ -34,7 +34,7 @@ def info(options: argparse.Namespace) -> int:
     from dynamics.model.llama import SIZES
 
     if options.size is not None and options.size not in SIZES:
-        near = difflib.get_close_matches(options.size, SIZES, n=1)
+        near = difflib.get_close_matches(options.size, SIZES, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"no size is named {options.size!r}{hint}; known: {', '.join(SIZES)}")
     names = [options.size] if options.size else list(SIZES)

@@ -1,0 +1,153 @@
+"""The command line: quick help, one-line errors with exit code 2, JSON for machines."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dynamics.cli import main
+
+
+def run(capsys, *arguments):
+    """(exit code, output, error lines) of a command in this process."""
+    try:
+        code = main(list(arguments))
+    except SystemExit as end:  # argparse leaves this way
+        code = int(end.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+LEAVES = (
+    ("study", "run"), ("study", "status"), ("study", "report"), ("train",), ("eval",),
+    ("data", "show"), ("data", "check"), ("data", "practice"), ("model", "info"), ("version",),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", LEAVES, ids=" ".join)
+def test_every_command_has_help_with_an_example(capsys, command):
+    code, out, _ = run(capsys, *command, "--help")
+    assert code == 0
+    assert f"example:\n  dynamics {' '.join(command)}" in out
+    assert "--json" in out
+    assert "--debug" in out
+
+
+def test_help_and_import_load_neither_jax_nor_tensorflow():
+    program = (
+        "import sys, dynamics, dynamics.cli\n"
+        "try: dynamics.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'jax', 'tensorflow', 'seqio', 'numpy', 'rich', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_help_answers_in_six_tenths_of_a_cpu_second():
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "dynamics.cli", "--help"], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < 0.6
+
+
+def test_a_mistyped_command_offers_the_nearest(capsys):
+    code, _, err = run(capsys, "stdy", "run")
+    assert code == 2
+    assert "did you mean 'study'" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("study", "run", "configs/practise.py"), "did you mean configs/practice.py"),
+        (("study", "status", "tests"), "is not the folder of a study"),
+        (("study", "report", "no/such/folder"), "is not the folder of a study"),
+        (("eval", "tests"), "is not the folder of a run"),
+        (("model", "info", "7c"), "did you mean '7b'"),
+        (("data", "check", "no/such/file.jsonl"), "no/such/file.jsonl"),
+        (("train", "configs/practice.py"), "has no function run()"),
+        (("data", "show", "configs/practice.py", "--data-dir", "x"), "--data-dir has no use here"),
+        (("data", "show", "configs/practice.py", "--rows", "-1"), "--rows -1"),
+        (("study", "run", "configs/practice.py", "--set", "run.batch.row=9"), "did you mean 'rows'"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(value)[:40],
+)
+def test_a_user_error_is_one_line_and_exit_code_2(capsys, monkeypatch, request, tmp_path, arguments, message):
+    monkeypatch.chdir(request.config.rootpath)
+    monkeypatch.setenv("DYNAMICS_CACHE", str(tmp_path))
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not out
+
+
+def test_debug_shows_the_traceback(capsys):
+    code, _, err = run(capsys, "model", "info", "7c", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+
+
+def test_a_read_only_results_folder_is_one_line(capsys, monkeypatch, request, tmp_path):
+    monkeypatch.chdir(request.config.rootpath)
+    monkeypatch.setenv("DYNAMICS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "results").write_text("a file where the folder should be")
+    code, _, err = run(capsys, "study", "run", "configs/practice.py", "--output", str(tmp_path / "results"))
+    assert code == 2
+    assert "cannot be written" in err
+    assert err.count("\n") == 1
+
+
+def test_version_and_sizes_are_json_for_machines(capsys):
+    assert json.loads(run(capsys, "version", "--json")[1])["jax"]
+    described = json.loads(run(capsys, "model", "info", "13b", "--json")[1])
+    assert described["parameters"] == 13_015_864_320
+    assert len(json.loads(run(capsys, "model", "info", "--json")[1])) == 9
+
+
+def test_check_names_every_bad_line_and_fails(capsys, tmp_path):
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "ability": "math"}
+    bad = {"messages": [{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}], "ability": "math"}
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join([json.dumps(good), json.dumps(bad), "{"]) + "\n", encoding="utf-8")
+    code, out, err = run(capsys, "data", "check", str(path))
+    assert code == 2
+    assert f"{path}:2: messages[1].role is 'bot'; allowed: system, user, assistant" in err
+    assert f"{path}:3:" in err
+    assert "1 records, 2 rejected" in out
+    code, out, _ = run(capsys, "data", "check", str(path), "--json")
+    assert code == 2
+    assert len(json.loads(out)["rejected"]) == 2
+
+
+def test_the_practice_set_as_files_is_read_back(capsys, tmp_path):
+    folder = tmp_path / "practice"
+    code, out, _ = run(capsys, "data", "practice", str(folder), "--records", "8", "--json")
+    assert code == 0
+    assert json.loads(out)["records"]["math"]["train"] == 8
+    files = sorted(str(path) for path in folder.glob("*/*.jsonl"))
+    assert len(files) == 30
+    assert run(capsys, "data", "check", *files)[0] == 0
+    code, _, err = run(capsys, "data", "practice", str(folder))
+    assert code == 2
+    assert "not an empty folder" in err
+
+
+def test_show_prints_volumes_in_tokens_and_marks_what_is_trained(capsys, monkeypatch, request, tmp_path):
+    monkeypatch.chdir(request.config.rootpath)
+    monkeypatch.setenv("DYNAMICS_CACHE", str(tmp_path))
+    code, out, err = run(capsys, "data", "show", "configs/practice.py", "--json")
+    assert code == 0, err
+    view = json.loads(out)
+    assert [row["ability"] for row in view["abilities"]][:2] == ["biology", "history"]
+    assert all(
+        sample["parts"][-1]["trained"] and sample["parts"][-1]["text"].endswith("<eot>") for sample in view["samples"]
+    )
+    first = view["abilities"][0]["volumes"]
+    assert [cell["records"] for cell in first] == [cell["volume"] for cell in first]
+    assert run(capsys, "data", "show", "configs/practice.py")[1].count("⟦") >= 10
