@@ -25,7 +25,7 @@ TOKENS = np.random.default_rng(0).integers(0, 32, SEGMENTS.shape).astype(np.int3
 
 @jax.jit
 def logits(model, tokens):
-    return model(tokens, POSITIONS, SEGMENTS) @ model.head
+    return model(tokens, jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)) @ model.head
 
 
 def tiny(**changes):
@@ -49,30 +49,30 @@ def test_perturbing_a_segment_leaves_every_other_bit_equal(kind):
 def test_a_document_in_a_packed_row_equals_the_document_alone(kind):
     model = tiny(attention=kind)
     packed = logits(model, TOKENS)[0, 5:11]
-    alone = jax.jit(lambda m: m(TOKENS[:1, 5:11], np.arange(6)[None], np.ones((1, 6), np.int32)) @ m.head)(model)
+    alone = jax.jit(lambda m: m(jnp.asarray(TOKENS[:1, 5:11]), jnp.arange(6)[None], jnp.ones((1, 6), jnp.int32)) @ m.head)(model)
     np.testing.assert_allclose(packed, alone[0], atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_gradient_flows_from_the_past_to_the_future(kind):
     model = tiny(attention=kind)
-    length, segments = 10, np.ones((1, 10), np.int32)
+    steps, segments = jnp.arange(10)[None], jnp.ones((1, 10), jnp.int32)
 
     def hidden(embeddings):
         chosen = jax.tree.map(lambda x: x, model)
         chosen.embedding[...] = embeddings
-        return chosen(np.arange(length)[None], np.arange(length)[None], segments)[0].sum(-1)
+        return chosen(steps, steps, segments)[0].sum(-1)
 
     # Token i is row i of the embedding, so the Jacobian tells which input each output depends on.
-    jacobian = jax.jit(jax.jacrev(hidden))(model.embedding[...])[:, :length]
+    jacobian = jax.jit(jax.jacrev(hidden))(model.embedding[...])[:, :10]
     depends = np.abs(jacobian).max(axis=-1) > 0
-    np.testing.assert_array_equal(depends, np.tril(np.ones((length, length), bool)))
+    np.testing.assert_array_equal(depends, np.tril(np.ones((10, 10), bool)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_gives_finite_hidden_states_and_gradients(kind):
     def total(model):
-        return jnp.sum(model(TOKENS, POSITIONS, np.zeros_like(SEGMENTS)) ** 2)
+        return jnp.sum(model(jnp.asarray(TOKENS), jnp.asarray(POSITIONS), jnp.zeros_like(SEGMENTS)) ** 2)
 
     value, gradient = jax.jit(jax.value_and_grad(total))(tiny(attention=kind))
     assert np.isfinite(value)

@@ -20,7 +20,7 @@ def case():
     tokens, targets = rng.integers(0, 32, (2, ROWS, LENGTH)).astype(np.int32)
     positions, segments = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1)), np.ones((ROWS, LENGTH), np.int32)
     weights = (rng.uniform(size=(ROWS, LENGTH)) * (rng.uniform(size=(ROWS, LENGTH)) < 0.5)).astype(np.float32)
-    inputs = {"tokens": tokens, "positions": positions, "segments": segments}
+    inputs = {"tokens": jnp.asarray(tokens), "positions": jnp.asarray(positions), "segments": jnp.asarray(segments)}
     return init(CONFIG, jax.random.key(0)), inputs, targets, weights
 
 

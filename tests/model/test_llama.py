@@ -25,8 +25,8 @@ from dynamics.tree import named_leaves, num_parameters
 TINY = LlamaConfig(
     name="tiny", vocab_size=32, d_model=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=24
 )
-TOKENS = np.arange(12, dtype=np.int32).reshape(2, 6)
-POSITIONS, SEGMENTS = np.tile(np.arange(6, dtype=np.int32), (2, 1)), np.ones((2, 6), np.int32)
+TOKENS = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
+POSITIONS, SEGMENTS = jnp.tile(jnp.arange(6, dtype=jnp.int32), (2, 1)), jnp.ones((2, 6), jnp.int32)
 
 
 @pytest.mark.parametrize(("size", "billions"), [("7b", 6.74), ("13b", 13.02), ("33b", 32.53), ("65b", 65.29)])
@@ -120,5 +120,8 @@ def test_linear_scaling_divides_and_llama3_scaling_blends():
     ],
 )
 def test_bad_settings_say_what_is_allowed(change, message):
+    config = dataclasses.replace(TINY)
+    for name, value in change.items():  # past the type checker of the tests, as a config file without one would
+        object.__setattr__(config, name, value)
     with pytest.raises(UserError, match=message):
-        dataclasses.replace(TINY, **change)
+        config.__post_init__()
