@@ -14,7 +14,7 @@ SIZE = LlamaConfig(
     name="tiny", vocab_size=64, d_model=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32,
     tied_head=True,
 )  # fmt: skip
-BATCH = Batch(rows=2, length=128)
+BATCH = Batch(rows=2, length=256)
 RUN = Run(
     source=Practice(pool=8, num_valid=2, num_test=2, corpus_documents=120),
     size=SIZE,
@@ -23,7 +23,7 @@ RUN = Run(
     batch=BATCH,
     budget=Budget(updates=4),
     base=Base(tokens=1500, batch=BATCH),
-    evaluation=Evaluation(max_new_tokens=4, max_length=256, row_length=128, batch_tokens=1024, batch_size=16),
+    evaluation=Evaluation(max_new_tokens=4, max_length=512, row_length=256, batch_tokens=1024, batch_size=16),
 )
 STUDY = Study(name="tiny", run=RUN, volumes=(1, 2), seeds=(0, 1), base_cells=True, measure_speedup=False)
 
