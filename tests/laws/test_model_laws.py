@@ -49,7 +49,9 @@ def test_perturbing_a_segment_leaves_every_other_bit_equal(kind):
 def test_a_document_in_a_packed_row_equals_the_document_alone(kind):
     model = tiny(attention=kind)
     packed = logits(model, TOKENS)[0, 5:11]
-    alone = jax.jit(lambda m: m(jnp.asarray(TOKENS[:1, 5:11]), jnp.arange(6)[None], jnp.ones((1, 6), jnp.int32)) @ m.head)(model)
+    alone = jax.jit(
+        lambda m: m(jnp.asarray(TOKENS[:1, 5:11]), jnp.arange(6)[None], jnp.ones((1, 6), jnp.int32)) @ m.head
+    )(model)
     np.testing.assert_allclose(packed, alone[0], atol=2e-5)
 
 
@@ -99,9 +101,10 @@ def test_every_field_of_the_model_changes_the_program():
     assert named == set(CHANGES), "a new field needs a line here"
     scaled = dataclasses.replace(TINY, rope_scaling=LinearScaling(factor=8.0))
     llama3 = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_length=64)
-    extra = [dataclasses.replace(TINY, remat="full"), scaled, dataclasses.replace(TINY, rope_scaling=llama3)]
+    wide = dataclasses.replace(TINY, head_dim=16)  # has frequencies between the two bounds
+    extra = [dataclasses.replace(TINY, remat="full"), scaled, dataclasses.replace(wide, rope_scaling=llama3)]
     extra += [
-        dataclasses.replace(TINY, rope_scaling=dataclasses.replace(llama3, **change))
+        dataclasses.replace(wide, rope_scaling=dataclasses.replace(llama3, **change))
         for change in ({"low_freq_factor": 2.0}, {"high_freq_factor": 8.0}, {"original_length": 32}, {"factor": 2.0})
     ]
     programs = [gradient_program(config) for config in (TINY, *extra)]
