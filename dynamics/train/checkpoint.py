@@ -20,6 +20,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +43,10 @@ STORAGE_ERRORS = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
 }
+
+
+# Orbax keeps one event loop a process: two saves at once in different threads fail now and then (seen, 4 of 75).
+_orbax = threading.Lock()
 
 
 class Damaged(Exception):
@@ -314,7 +319,7 @@ def _write(folder: Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, 
     manifest |= {"format": FORMAT, "digest": _text_digest(manifest)}
     context = ocp.Context()
     context.memory.deepcopy_host_arrays = False  # they are copies already
-    with context:
+    with _orbax, context:
         ocp.save(str(folder / "arrays"), _nested(arrays))
     with open(folder / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(manifest, file, sort_keys=True, indent=1)
@@ -331,7 +336,7 @@ def _load(folder: Path, manifest: Manifest, target: Tree, *, part: str = "") -> 
     context = ocp.Context()
     context.pytree.loading.partial_load = bool(part)
     try:
-        with context:
+        with _orbax, context:
             nested = ocp.load(str(folder / "arrays"), _nested(wanted))
         arrays = tree.named_leaves(nested)
     except (MemoryError, PermissionError):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -264,3 +265,11 @@ def test_arrays_land_on_the_devices_their_target_names(tmp_path):
     )
     params, _ = load_params(tmp_path / "final", wanted)
     assert len(params["model"]["w"].sharding.device_set) == 8
+
+
+def test_saves_from_several_threads_at_once_all_succeed(tmp_path):
+    with ThreadPoolExecutor(3) as threads:
+        done = [threads.submit(save_params, tmp_path / str(i), {"a": np.full(9, i)}, config="c") for i in range(12)]
+    assert [future.exception() for future in done] == [None] * 12
+    for i in range(12):
+        assert load_params(tmp_path / str(i), {"a": np.zeros(9, int)})[0]["a"][0] == i
