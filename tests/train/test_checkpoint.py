@@ -269,7 +269,10 @@ def test_arrays_land_on_the_devices_their_target_names(tmp_path):
 
 def test_saves_from_several_threads_at_once_all_succeed(tmp_path):
     with ThreadPoolExecutor(3) as threads:
-        done = [threads.submit(save_params, tmp_path / str(i), {"a": np.full(9, i)}, config="c") for i in range(12)]
+        done = [
+            threads.submit(save_params, tmp_path / str(i), {"a": np.full(9, i, np.float32)}, config="c")
+            for i in range(12)
+        ]
     assert [future.exception() for future in done] == [None] * 12
     for i in range(12):
-        assert load_params(tmp_path / str(i), {"a": np.zeros(9, int)})[0]["a"][0] == i
+        assert load_params(tmp_path / str(i), {"a": np.zeros(9, np.float32)})[0]["a"][0] == i
