@@ -65,7 +65,7 @@ def _in_blocks(query: Array, key: Array, value: Array, segments: Array, *, block
     batch, length, heads, channels = query.shape
     kv_heads = key.shape[2]
     query = query.reshape(batch, length, kv_heads, heads // kv_heads, channels).transpose(0, 2, 3, 1, 4)
-    mixed = _blocks(block, query, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), segments)
+    mixed: Array = _blocks(block, query, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), segments)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, channels)
 
 
