@@ -2,14 +2,19 @@
 
 import ast
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from dynamics import config
 from dynamics.errors import UserError
+from dynamics.model.llama import LlamaConfig
+from dynamics.record import ABILITY_NAMES
+from dynamics.study.execution import run_study
 from dynamics.study.grid import Study
-from dynamics.study.run import Run
+from dynamics.study.results import load_results
+from dynamics.study.run import Budget, Run
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
@@ -61,3 +66,38 @@ def test_the_real_study_names_a_folder_that_is_missing(tmp_path, monkeypatch):
     moved = study.map_runs(lambda run: dataclasses.replace(run, source=dataclasses.replace(run.source, data_dir="/no")))
     with pytest.raises(UserError, match="/no"):
         moved.cells()
+
+
+def test_a_cut_of_the_real_study_runs_on_the_real_files(shared_data, tmp_path):
+    study = config.load(FOLDER / "real_small.py", function="study")
+    run = study.run
+    size = LlamaConfig(
+        name="tiny", vocab_size=64, d_model=16, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=32,
+        tied_head=True,
+    )  # fmt: skip
+    cut = dataclasses.replace(
+        study,
+        run=dataclasses.replace(
+            run,
+            source=dataclasses.replace(run.source, data_dir=str(shared_data)),
+            budget=Budget(updates=2),
+            base=None,
+            evaluation=dataclasses.replace(run.evaluation, max_new_tokens=2, max_length=256),
+        ),
+        sizes=(size,),
+        volumes=(4,),
+        seeds=(0,),
+        measure_speedup=False,
+    )
+    done = run_study(cut, tmp_path / "study", way="singles", cache=tmp_path / "cache")
+    assert (done.ran, done.failed) == (1, {})
+    (scores,) = load_results(tmp_path / "study")
+    assert set(scores["test"]) == set(ABILITY_NAMES)
+    counts = scores["run"]["counts"]
+    assert counts["records"] == 40
+    assert counts["rejected"] > 0, "the sample data hold repeats, which are counted"
+    assert counts["too_long_test"] > 0
+    assert (tmp_path / "study" / "rejected.jsonl").is_file()
+    # The published tokenizer: its pieces and four special tokens, padded.
+    described = json.loads((tmp_path / "study" / "cells" / scores["cell"] / "run.json").read_text())
+    assert described["shape"]["vocab_size"] == 49_984
