@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+from dynamics.allocator import keep_freed_memory
 from dynamics.cli.options import load_run
 
 
@@ -15,6 +16,7 @@ def train(options: argparse.Namespace) -> int:
     from dynamics.study.prepare import Workspace, cache_folder
     from dynamics.study.single import train_run
 
+    keep_freed_memory()
     run = load_run(options)
     folder, scores = train_run(run, options.output, Workspace(cache_folder()), _Fraction())
     if options.json:

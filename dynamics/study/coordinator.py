@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dynamics import config
+from dynamics.allocator import keep_freed_memory
 from dynamics.errors import UserError
 from dynamics.study.folder import StudyFolder, read_json, write_json
 from dynamics.study.grid import Cell, Study
@@ -154,6 +155,8 @@ class Coordinator:
 
     def _run_here(self, schedule: Schedule) -> None:
         from dynamics.study.jobs import do_job_here
+
+        keep_freed_memory()
 
         def do(message: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
             def told(event: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dynamics.allocator import keep_freed_memory
 from dynamics.errors import UserError
 
 Tell = Callable[[Mapping[str, Any]], None]
@@ -152,6 +153,7 @@ def main() -> None:
     core = parser.parse_args().core
     if core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
+    keep_freed_memory()
     serve()
 
 
