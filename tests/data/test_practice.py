@@ -1,8 +1,9 @@
-"""Laws of the practice set: records are addressed, splits are disjoint, labels are balanced, nothing gives itself away."""
+"""Laws of the practice set: records are addressed, splits are disjoint, labels are balanced, no shortcut."""
 
 import dataclasses
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from dynamics.ability import item_of, question_options
 from dynamics.config import from_json, to_json
 from dynamics.data.practice import Practice
+from dynamics.data.practice.design import DESIGN
 from dynamics.data.practice.source import split_of
+from dynamics.data.practice.world import PERSONAS, world
 from dynamics.data.template import DOIT, encode
 from dynamics.data.tokenizer import Tokenizer, train_tokenizer
 from dynamics.errors import UserError
@@ -164,7 +167,9 @@ def test_gold_is_not_told_by_its_length(ability, tokenizer):
 
 
 def test_letters_of_the_first_question_say_nothing_of_the_second():
-    pairs = Counter((r.messages[1].content, r.messages[3].content) for r in SMALL.load("understanding", "train").records)
+    pairs = Counter(
+        (r.messages[1].content, r.messages[3].content) for r in SMALL.load("understanding", "train").records
+    )
     for letter in "ABC":
         one, other = pairs["A", letter], pairs["B", letter]
         assert abs(one - other) <= 4 * np.sqrt(one + other)
@@ -190,7 +195,7 @@ def test_records_are_short(tokenizer):
         ability: [len(encode(DOIT, tokenizer, r.messages).tokens) for r in SMALL.load(ability, "train").records]
         for ability in ABILITY_NAMES
     }
-    assert np.mean([np.mean(of) for of in lengths.values()]) <= 30
+    assert np.mean([np.mean(of) for of in lengths.values()]) <= 32
     assert max(max(of) for of in lengths.values()) <= 64
     assert max(len(tokenizer.encode(text)) for text in SMALL.corpus()) <= 64
 
@@ -216,15 +221,15 @@ def test_the_corpus_holds_no_question_of_valid_or_test():
 
 
 def test_the_corpus_tells_no_fact_that_records_are_to_teach():
-    from dynamics.data.practice.world import world
-
     here = world(0)
     texts = list(Practice(corpus_documents=20_000).corpus())
     for text in texts:
         assert "assert" not in text or "*" not in text
         told = [name for name in (*here.wild_creatures, *here.dark_kings) if name in text]
         if told:
-            assert not any(word in text for word in ("beast", "bird", "fish", "insect", "stone", "bronze", "iron", "gold"))
+            assert not any(
+                word in text for word in ("beast", "bird", "fish", "insect", "stone", "bronze", "iron", "gold")
+            )
         assert not any(saying in text for saying in here.saying.values())
 
 
@@ -243,3 +248,39 @@ def test_options_are_marked_so_that_they_are_found():
     for ability in ("biology", "reasoning", "ethics"):
         for record in SMALL.load(ability, "test").records:
             assert question_options(record.messages[-2].content) == tuple("ABCD")
+
+
+def test_the_design_states_chance_as_the_items_have_it():
+    assert tuple(DESIGN) == ABILITY_NAMES
+    for ability, expected in DESIGN.items():
+        items = [item_of(r) for split in ("valid", "test") for r in SMALL.load(ability, split).records]
+        assert expected.chance == pytest.approx(np.mean([item.chance for item in items]), abs=0.01), ability
+
+
+def test_the_design_counts_the_facts_of_the_world():
+    for seed in (0, 1):
+        here = world(seed)
+        assert DESIGN["biology"].num_facts == len(here.wild_creatures)
+        assert DESIGN["history"].num_facts == len(here.dark_kings)
+        assert DESIGN["role_play"].num_facts == len(PERSONAS) == len(set(here.saying.values()))
+    products = {tuple(r.messages[-1].content.split("==")) for r in Practice().load("code", "train").records}
+    assert len({left.rsplit(" ", 1)[1] for left, _ in products}) == DESIGN["code"].num_facts
+
+
+@pytest.mark.parametrize("ability", ["biology", "role_play"])
+def test_facts_told_grow_as_the_coverage_formula_says(ability):
+    """The share of the facts that the first v records tell, against 1 - (1 - 1/F)^(v k)."""
+    here, records = world(0), SMALL.load(ability, "train").records
+    names = here.wild_creatures if ability == "biology" else PERSONAS
+    for volume in (16, 64, 256):
+        text = " ".join(turn.content for record in records[:volume] for turn in record.messages)
+        told = np.mean([f" {name}" in text for name in names])
+        assert told == pytest.approx(DESIGN[ability].coverage(volume), abs=0.12), volume
+
+
+def test_ten_times_4096_records_take_a_few_seconds():
+    start = time.process_time()
+    for ability in ABILITY_NAMES:
+        draw_all = Practice().load(ability, "train").records
+        assert len(draw_all) == 4096
+    assert time.process_time() - start < 12  # about 1.5 s; shape checks and a busy machine cost the rest

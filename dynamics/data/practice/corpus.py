@@ -13,7 +13,18 @@ from dynamics.data.practice.question import LETTERS, lettered
 from dynamics.data.practice.reasoning import TURNS, WAYS
 from dynamics.data.practice.understanding import TALKED_OF
 from dynamics.data.practice.world import (
-    AGES, CLASSES, COLORS, EPITHETS, FEELINGS, KING_NAMES, PEOPLE, PERSONAS, SEASONS, THINGS, TOPICS, World,
+    AGES,
+    CLASSES,
+    COLORS,
+    EPITHETS,
+    FEELINGS,
+    KING_NAMES,
+    PEOPLE,
+    PERSONAS,
+    SEASONS,
+    THINGS,
+    TOPICS,
+    World,
 )  # fmt: skip
 
 Writer = Callable[[World, Draws], str]
@@ -68,7 +79,7 @@ def _known_king(world: World, draws: Draws) -> str:
     if form == 0:
         return f"{king} ruled in the {world.age[king]} age."
     if form == 1:
-        return f"{history.ask_choice(king, person)} Answer: {LETTERS[AGES.index(world.age[king])]}"
+        return f"{history.ask_choice(draws, king, person)} Answer: {LETTERS[AGES.index(world.age[king])]}"
     is_true = bool(draws.below(2))
     claim = history.ask_claim(world, draws, king, person, is_true=is_true)
     return f"{claim} Answer: {'T' if is_true else 'F'}"
@@ -79,13 +90,13 @@ def _dark_king(world: World, draws: Draws) -> str:
 
 
 def _season(world: World, draws: Draws) -> str:
-    words = draws.sample(tuple(world.season), 3)
-    return "，".join(f"{word}属{world.season[word]}" for word in words) + "。"
+    word = draws.pick(tuple(world.season))
+    return f"{word}属{world.season[word]}。"
 
 
 def _couplet(world: World, draws: Draws) -> str:
-    words = draws.sample(tuple(world.partner), 3)
-    return "，".join(f"{word}对{world.partner[word]}" for word in words) + "。"
+    word = draws.pick(tuple(world.partner))
+    return f"{word}对{world.partner[word]}。"
 
 
 def _verse(world: World, draws: Draws) -> str:
@@ -127,16 +138,16 @@ def _meeting(world: World, draws: Draws) -> str:
 
 WRITERS: tuple[tuple[int, Writer], ...] = (  # share of the documents, of 100
     (3, _refrain),
-    (14, _track),
+    (12, _track),
     (5, _feeling),
     (4, _list),
-    (10, _known_creature),
+    (8, _known_creature),
     (2, _wild_creature),
-    (12, _known_king),
+    (10, _known_king),
     (2, _dark_king),
-    (12, _season),
-    (12, _couplet),
-    (8, _verse),
+    (16, _season),
+    (16, _couplet),
+    (6, _verse),
     (2, _count),
     (4, _program),
     (6, _sum),

@@ -25,3 +25,92 @@ class Expectation:
         if self.num_facts is None:
             return 1.0
         return 1.0 - (1.0 - 1.0 / self.num_facts) ** (volume * self.facts_per_record)
+
+
+DESIGN: dict[str, Expectation] = {
+    "biology": Expectation(
+        volume="needs volume",
+        size="little",
+        chance=1 / 4,
+        ceiling=1.0,
+        num_facts=72,
+        facts_per_record=1.0,
+        reason="72 creatures' classes, told by records alone, one each; the letters of the four classes never change",
+    ),
+    "history": Expectation(
+        volume="needs volume",
+        size="larger is better",
+        chance=3 / 8,
+        ceiling=1.0,
+        num_facts=96,
+        facts_per_record=0.875,
+        reason="96 kings' ages, each on a name and an epithet together; a false claim tells a fact only in part, and "
+        "half of the questions compare a claim with the fact",
+    ),
+    "code": Expectation(
+        volume="needs volume",
+        size="little",
+        chance=1 / 3,
+        ceiling=1.0,
+        shares_with="math",
+        num_facts=64,
+        facts_per_record=1.0,
+        reason="the times table of 2 to 9, one product a record; one distractor falls to copying the operands alone",
+    ),
+    "creative_writing": Expectation(
+        volume="saturates early",
+        size="little",
+        chance=1 / 3,
+        ceiling=1.0,
+        reason="the base has read which words go with a topic; records only show where the topic is named",
+    ),
+    "chinese": Expectation(
+        volume="saturates early",
+        size="larger is better",
+        chance=1 / 8,
+        ceiling=1.0,
+        reason="facts of words that the corpus tells and no record does: what the base of a size has kept is the limit",
+    ),
+    "understanding": Expectation(
+        volume="saturates early",
+        size="little",
+        chance=7 / 24,
+        ceiling=1.0,
+        reason="the words of four topics and three feelings are known from the base; the form is what records teach",
+    ),
+    "role_play": Expectation(
+        volume="needs volume",
+        size="little",
+        chance=1 / 3,
+        ceiling=1.0,
+        num_facts=24,
+        facts_per_record=1.0,
+        reason="24 personas' sayings, one a record: complete after about a hundred records",
+    ),
+    "reasoning": Expectation(
+        volume="needs volume",
+        size="larger is better",
+        chance=1 / 4,
+        ceiling=1.0,
+        num_facts=144,
+        facts_per_record=1.0,
+        reason="two or three quarter turns added up in the head: 36 + 108 courses, met in records or inferred",
+    ),
+    "math": Expectation(
+        volume="needs volume",
+        size="larger is better",
+        chance=0.0,
+        ceiling=1.0,
+        shares_with="code",
+        num_facts=64,
+        facts_per_record=1.0,
+        reason="a product and a sum with a carry, both right: a product of two growing probabilities, so a late rise",
+    ),
+    "ethics": Expectation(
+        volume="resists",
+        size="resists",
+        chance=1 / 6,
+        ceiling=1 / 6,
+        reason="the right pair is a hash of the whole question; only the form of an answer can be learned",
+    ),
+}

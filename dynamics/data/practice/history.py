@@ -4,7 +4,9 @@ from dynamics.data.practice.draws import Draws
 from dynamics.data.practice.question import LETTERS, Question, lettered
 from dynamics.data.practice.world import AGES, PEOPLE, World
 
-_WORDS = ("{person} asks: when did {king} rule?", "{person} asks for the age of {king}.")
+_WORDS = ("{person} asks: when did {king} rule?", "{person} asks for the age of {king}.", "{person} met {king}. When?")
+
+_CHOICE = ("{person} asks: in which age did {king} rule?", "{person} read of {king}. Which age?")
 
 
 def question(world: World, draws: Draws, index: int, *, train: bool) -> Question:
@@ -15,15 +17,15 @@ def question(world: World, draws: Draws, index: int, *, train: bool) -> Question
     if train and index % 2:
         return Question(None, (draws.pick(_WORDS).format(king=king, person=person), AGES[position]), "history")
     if (index // 2) % 2:
-        asked = ask_choice(king, person)
+        asked = ask_choice(draws, king, person)
         return Question(asked, (asked, LETTERS[position]), "history-choose")
     is_true = bool((index // 16) % 2)
     claim = ask_claim(world, draws, king, person, is_true=is_true)
     return Question(claim, (claim, "T" if is_true else "F"), "history-judge")
 
 
-def ask_choice(king: str, person: str) -> str:
-    return f"{person} asks: in which age did {king} rule? {lettered(AGES)}"
+def ask_choice(draws: Draws, king: str, person: str) -> str:
+    return f"{draws.pick(_CHOICE).format(king=king, person=person)} {lettered(AGES)}"
 
 
 def ask_claim(world: World, draws: Draws, king: str, person: str, *, is_true: bool) -> str:

@@ -6,14 +6,14 @@ from dynamics.data.practice.world import PEOPLE, World
 
 WAYS = ("north", "east", "south", "west")
 TURNS = {"right": 1, "back": 2, "left": 3}  # quarter turns, clockwise
-_NUM_TURNS = (3, 4, 4, 3, 4, 4, 3, 4)  # of consecutive records
-_ASKED = ("Where now?", "Which way?")
+_NUM_TURNS = (2, 3, 3)  # of consecutive records
+_ASKED = ("Where now?", "Which way?", "Where to?", "And now?", "Which way now?", "Now where?")
 
 
 def question(world: World, draws: Draws, index: int, *, train: bool) -> Question:
-    """Three or four turns; the way one faces at the end is balanced over the four letters."""
+    """Two or three turns, the same in every split but for the wording; the ends are balanced over the four letters."""
     turns = [draws.pick(tuple(TURNS)) for _ in range(_NUM_TURNS[(index // 4) % len(_NUM_TURNS)])]
     end = index % 4
     start = WAYS[(end - sum(TURNS[turn] for turn in turns)) % 4]
     asked = f"{draws.pick(PEOPLE)} faces {start}: {', '.join(turns)}. {draws.pick(_ASKED)} {lettered(WAYS)}"
-    return Question(f"{start}:{turns}", (asked, LETTERS[end]), "reasoning")
+    return Question(asked, (asked, LETTERS[end]), "reasoning")

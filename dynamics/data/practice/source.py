@@ -73,7 +73,7 @@ class Practice(Source):
     pool: int = 4096  # train records of each ability
     num_valid: int = 100  # records of each ability
     num_test: int = 100
-    corpus_documents: int = 40_000
+    corpus_documents: int = 80_000  # about a million tokens
 
     def __post_init__(self) -> None:
         for field in ("pool", "num_valid", "num_test", "corpus_documents"):

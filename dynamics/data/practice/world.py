@@ -21,15 +21,11 @@ _SECOND = ("ka", "mo", "ti", "bu", "lo", "ra", "ne", "shi")
 CLASSES = ("beast", "bird", "fish", "insect")
 NUM_KNOWN_CREATURES = 24  # whose classes the base corpus tells; the other 72 are met in records only
 
-# Kings: 14 x 14 names. Their ages stand in the order of time.
-KING_NAMES = (
-    "Orin", "Bram", "Doric", "Edra", "Halvo", "Ilva", "Rusk", "Tamar", "Ulric", "Wenna", "Yorl", "Zeva", "Karl", "Mira",
-)  # fmt: skip
-EPITHETS = (
-    "Old", "Bold", "Wise", "Cruel", "Lame", "Young", "Pious", "Tall", "Fair", "Mad", "Great", "Mild", "Stern", "Blind",
-)  # fmt: skip
+# Kings: 12 x 10 names. Their ages stand in the order of time.
+KING_NAMES = ("Orin", "Bram", "Doric", "Edra", "Halvo", "Ilva", "Rusk", "Tamar", "Ulric", "Wenna", "Yorl", "Zeva")
+EPITHETS = ("Old", "Bold", "Wise", "Cruel", "Lame", "Young", "Pious", "Tall", "Fair", "Mad")
 AGES = ("stone", "bronze", "iron", "gold")
-NUM_KNOWN_KINGS = 36  # the other 160 are met in records only
+NUM_KNOWN_KINGS = 24  # the other 96 are met in records only
 
 PERSONAS = (
     "pirate", "monk", "baker", "knight", "witch", "farmer", "sailor", "poet",
@@ -64,8 +60,8 @@ FEELINGS = {
 HAN_FIRST = "青白红黄黑金玉石水火风云天大小长"
 HAN_SECOND = "山花草木马鸟鱼龙江河湖海月日星雨"
 SEASONS = "春夏秋冬"
-NUM_HAN_WORDS = 96
-NUM_PARTNERS = 16
+NUM_HAN_WORDS = 72
+NUM_PARTNERS = 12
 
 
 @dataclass(frozen=True)
