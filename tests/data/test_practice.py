@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import numpy as np
@@ -148,7 +147,8 @@ def test_no_constant_answer_beats_chance(ability):
     for kind in {item.kind for item in items} - {"perplexity"}:
         ours = [item for item in items if item.kind == kind]
         most = Counter(item.reference for item in ours).most_common(1)[0][1] / len(ours)
-        chance = max(np.mean([item.chance for item in ours]), 0.06)  # a blank has no options, but few answers
+        # A blank has no options, yet twelve words are all the answers there are, some of them to several words.
+        chance = 0.12 if kind == "cloze" else np.mean([item.chance for item in ours])
         assert most <= chance + 3 * np.sqrt(chance * (1 - chance) / len(ours)), (kind, most)
 
 
@@ -263,8 +263,8 @@ def test_the_design_counts_the_facts_of_the_world():
         assert DESIGN["biology"].num_facts == len(here.wild_creatures)
         assert DESIGN["history"].num_facts == len(here.dark_kings)
         assert DESIGN["role_play"].num_facts == len(PERSONAS) == len(set(here.saying.values()))
-    products = {tuple(r.messages[-1].content.split("==")) for r in Practice().load("code", "train").records}
-    assert len({left.rsplit(" ", 1)[1] for left, _ in products}) == DESIGN["code"].num_facts
+    pool = Practice(pool=2048).load("code", "train").records
+    assert len({record.messages[-1].content.split()[-1].split("==")[0] for record in pool}) == DESIGN["code"].num_facts
 
 
 @pytest.mark.parametrize("ability", ["biology", "role_play"])
@@ -279,8 +279,12 @@ def test_facts_told_grow_as_the_coverage_formula_says(ability):
 
 
 def test_ten_times_4096_records_take_a_few_seconds():
-    start = time.process_time()
-    for ability in ABILITY_NAMES:
-        draw_all = Practice().load(ability, "train").records
-        assert len(draw_all) == 4096
-    assert time.process_time() - start < 12  # about 1.5 s; shape checks and a busy machine cost the rest
+    """In a process of its own, without the shape checks of the suite: about 1.5 CPU-seconds on an idle machine."""
+    code = (
+        "import time; from dynamics.data.practice import Practice\n"
+        "start = time.process_time(); source = Practice()\n"
+        "assert sum(len(source.load(ability, 'train').records) for ability in source.abilities()) == 40_960\n"
+        "print(time.process_time() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 8
