@@ -15,6 +15,8 @@ _CHOICE = (
     "{person} seeks the class of the {creature}.",
     "{person} saw the {creature}. Which class?",
     "{person} drew the {creature}. Which class?",
+    "{person} met the {creature}. Which class?",
+    "{person} knows the {creature}. Which class?",
 )
 
 

@@ -1,11 +1,11 @@
-"""Code: a line of Python and the assertion that holds for it. The times table is shared with math."""
+"""Code: a line of Python and the comment that holds for it. The times table is shared with math, to the letter."""
 
 from dynamics.data.practice.draws import Draws
 from dynamics.data.practice.math import DIGITS
 from dynamics.data.practice.question import Question
 from dynamics.data.practice.world import THINGS, World
 
-_WISHES = ("Write Python: {thing}s is {bags} times {each}.", "Code and test {thing}s as {bags} times {each}.")
+_WISHES = ("Write Python: {thing}s is {bags} times {each}.", "Code {thing}s as {bags} times {each}.")
 
 
 def question(world: World, draws: Draws, index: int, *, train: bool) -> Question:
@@ -29,4 +29,4 @@ def same_width(one: int, other: int) -> bool:
 
 
 def program(thing: str, bags: int, each: int, product: int) -> str:
-    return f"{thing}s={bags}*{each}\nassert {bags}*{each}=={product}"
+    return f"{thing}s={bags}*{each} # {bags}*{each}={product}"

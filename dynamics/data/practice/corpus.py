@@ -91,12 +91,12 @@ def _dark_king(world: World, draws: Draws) -> str:
 
 def _season(world: World, draws: Draws) -> str:
     word = draws.pick(tuple(world.season))
-    return f"{word}属{world.season[word]}。"
+    return draws.pick(("{0}属{1}。", "{0}属什么？ {1}")).format(word, world.season[word])
 
 
 def _couplet(world: World, draws: Draws) -> str:
     word = draws.pick(tuple(world.partner))
-    return f"{word}对{world.partner[word]}。"
+    return draws.pick(("{0}对{1}。", "{0}对什么？ {1}")).format(word, world.partner[word])
 
 
 def _verse(world: World, draws: Draws) -> str:

@@ -40,12 +40,12 @@ DESIGN: dict[str, Expectation] = {
     "history": Expectation(
         volume="needs volume",
         size="larger is better",
-        chance=3 / 8,
+        chance=5 / 16,
         ceiling=1.0,
-        num_facts=96,
-        facts_per_record=0.875,
-        reason="96 kings' ages, each on a name and an epithet together; a false claim tells a fact only in part, and "
-        "half of the questions compare a claim with the fact",
+        num_facts=64,
+        facts_per_record=0.9375,
+        reason="64 kings' ages, each on a name and an epithet together; a false claim tells a fact only in part, and "
+        "a quarter of the questions compare a claim with the fact",
     ),
     "code": Expectation(
         volume="needs volume",
@@ -92,9 +92,9 @@ DESIGN: dict[str, Expectation] = {
         size="larger is better",
         chance=1 / 4,
         ceiling=1.0,
-        num_facts=144,
+        num_facts=48,
         facts_per_record=1.0,
-        reason="two or three quarter turns added up in the head: 36 + 108 courses, met in records or inferred",
+        reason="one or two quarter turns added up in the head: 12 + 36 courses, met in records or inferred",
     ),
     "math": Expectation(
         volume="needs volume",

@@ -4,22 +4,31 @@ from dynamics.data.practice.draws import Draws
 from dynamics.data.practice.question import LETTERS, Question, lettered
 from dynamics.data.practice.world import AGES, PEOPLE, World
 
-_WORDS = ("{person} asks: when did {king} rule?", "{person} asks for the age of {king}.", "{person} met {king}. When?")
-
-_CHOICE = ("{person} asks: in which age did {king} rule?", "{person} read of {king}. Which age?")
+_WORDS = (
+    "{person} asks: when did {king} rule?",
+    "{person} asks for the age of {king}.",
+    "{person} met {king}. When?",
+    "{person} knows {king}. When was it?",
+)
+_CHOICE = (
+    "{person} asks: in which age did {king} rule?",
+    "{person} read of {king}. Which age?",
+    "{person} met {king}. Which age?",
+    "{person} knows {king}. Which age?",
+)
 
 
 def question(world: World, draws: Draws, index: int, *, train: bool) -> Question:
-    """Of four train records two ask in words, one is a choice and one a claim; valid and test hold the last two."""
-    position = (index // 4) % len(AGES)
+    """One train record in two asks in words; of the rest, as in valid and test, one in four is a claim to be judged."""
+    position = (index // 8) % len(AGES)
     king = draws.pick(world.dark_of[AGES[position]])
     person = draws.pick(PEOPLE)
     if train and index % 2:
         return Question(None, (draws.pick(_WORDS).format(king=king, person=person), AGES[position]), "history")
-    if (index // 2) % 2:
+    if (index // 2) % 4:
         asked = ask_choice(draws, king, person)
         return Question(asked, (asked, LETTERS[position]), "history-choose")
-    is_true = bool((index // 16) % 2)
+    is_true = bool((index // 32) % 2) ^ bool(index % 2)
     claim = ask_claim(world, draws, king, person, is_true=is_true)
     return Question(claim, (claim, "T" if is_true else "F"), "history-judge")
 

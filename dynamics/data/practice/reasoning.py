@@ -6,14 +6,16 @@ from dynamics.data.practice.world import PEOPLE, World
 
 WAYS = ("north", "east", "south", "west")
 TURNS = {"right": 1, "back": 2, "left": 3}  # quarter turns, clockwise
-_NUM_TURNS = (2, 3, 3)  # of consecutive records
+_NUM_TURNS = (2, 2, 2, 1, 2, 2, 2, 2)  # of consecutive groups of four records
+_FACED = ("{person} faces {start}:", "{person} looks {start}:", "From {start}, {person} goes")
 _ASKED = ("Where now?", "Which way?", "Where to?", "And now?", "Which way now?", "Now where?")
 
 
 def question(world: World, draws: Draws, index: int, *, train: bool) -> Question:
-    """Two or three turns, the same in every split but for the wording; the ends are balanced over the four letters."""
+    """One or two turns, the same in every split but for the wording; the ends are balanced over the four letters."""
     turns = [draws.pick(tuple(TURNS)) for _ in range(_NUM_TURNS[(index // 4) % len(_NUM_TURNS)])]
     end = index % 4
     start = WAYS[(end - sum(TURNS[turn] for turn in turns)) % 4]
-    asked = f"{draws.pick(PEOPLE)} faces {start}: {', '.join(turns)}. {draws.pick(_ASKED)} {lettered(WAYS)}"
+    faced = draws.pick(_FACED).format(person=draws.pick(PEOPLE), start=start)
+    asked = f"{faced} {', '.join(turns)}. {draws.pick(_ASKED)} {lettered(WAYS)}"
     return Question(asked, (asked, LETTERS[end]), "reasoning")

@@ -21,11 +21,11 @@ _SECOND = ("ka", "mo", "ti", "bu", "lo", "ra", "ne", "shi")
 CLASSES = ("beast", "bird", "fish", "insect")
 NUM_KNOWN_CREATURES = 24  # whose classes the base corpus tells; the other 72 are met in records only
 
-# Kings: 12 x 10 names. Their ages stand in the order of time.
-KING_NAMES = ("Orin", "Bram", "Doric", "Edra", "Halvo", "Ilva", "Rusk", "Tamar", "Ulric", "Wenna", "Yorl", "Zeva")
-EPITHETS = ("Old", "Bold", "Wise", "Cruel", "Lame", "Young", "Pious", "Tall", "Fair", "Mad")
+# Kings: 10 x 8 names. Their ages stand in the order of time.
+KING_NAMES = ("Orin", "Bram", "Doric", "Edra", "Halvo", "Ilva", "Rusk", "Tamar", "Ulric", "Wenna")
+EPITHETS = ("Old", "Bold", "Wise", "Cruel", "Lame", "Young", "Pious", "Tall")
 AGES = ("stone", "bronze", "iron", "gold")
-NUM_KNOWN_KINGS = 24  # the other 96 are met in records only
+NUM_KNOWN_KINGS = 16  # the other 64 are met in records only
 
 PERSONAS = (
     "pirate", "monk", "baker", "knight", "witch", "farmer", "sailor", "poet",
@@ -60,8 +60,8 @@ FEELINGS = {
 HAN_FIRST = "青白红黄黑金玉石水火风云天大小长"
 HAN_SECOND = "山花草木马鸟鱼龙江河湖海月日星雨"
 SEASONS = "春夏秋冬"
-NUM_HAN_WORDS = 72
-NUM_PARTNERS = 12
+NUM_HAN_WORDS = 160
+NUM_PARTNERS = 16
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,18 @@ def world(seed: int) -> World:
     kings = draws.shuffled([f"{name} the {epithet}" for name in KING_NAMES for epithet in EPITHETS])
     words = draws.shuffled([a + b for a in HAN_FIRST for b in HAN_SECOND])
     partners, words = words[:NUM_PARTNERS], words[NUM_PARTNERS:][:NUM_HAN_WORDS]
-    kind, age, season = _table(draws, creatures, CLASSES), _table(draws, kings, AGES), _table(draws, words, SEASONS)
-    wild, dark = tuple(creatures[NUM_KNOWN_CREATURES:]), tuple(kings[NUM_KNOWN_KINGS:])
+    known, wild = tuple(creatures[:NUM_KNOWN_CREATURES]), tuple(creatures[NUM_KNOWN_CREATURES:])
+    bright, dark = tuple(kings[:NUM_KNOWN_KINGS]), tuple(kings[NUM_KNOWN_KINGS:])
+    kind = _table(draws, known, CLASSES) | _table(draws, wild, CLASSES)
+    age = _table(draws, bright, AGES) | _table(draws, dark, AGES)
+    season = _table(draws, words, SEASONS)
     return World(
         seed=seed,
         kind=kind,
-        known_creatures=tuple(creatures[:NUM_KNOWN_CREATURES]),
+        known_creatures=known,
         wild_creatures=wild,
         age=age,
-        known_kings=tuple(kings[:NUM_KNOWN_KINGS]),
+        known_kings=bright,
         dark_kings=dark,
         saying=_table(draws, PERSONAS, SAYINGS),
         season=season,
