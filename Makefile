@@ -18,9 +18,10 @@ setup: $(STAMP) ## create .venv and install the pinned packages
 $(STAMP): pyproject.toml constraints.txt
 	@command -v "$(PYTHON)" >/dev/null || { echo "no $(PYTHON) on the PATH; give one with: make PYTHON=/path/to/python3.11"; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "dynamics needs Python >= 3.11; give one with: make PYTHON=python3.11"; exit 2; }
-	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(STAMP)
+	@echo "setting up $(VENV): a minute or two and 3.9 GB, once"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
 
 study: $(STAMP) ## run the practice study and print the path of its report (STUDY=configs/... for another)
 	$(BIN)/dynamics study run "$(STUDY)"
