@@ -33,6 +33,6 @@ def study() -> Study:
             evaluate_at=(0.5, 1.0),
         ),
         sizes=("0.2m", "0.6m"),
-        volumes=(4, 16, 64, 256, 1024),
+        volumes=(4, 16, 64, 256, 512),
         seeds=(0, 1),
     )

@@ -202,6 +202,6 @@ DOIT = AdamW(
 )  # fmt: skip
 
 # The same but for the rate: models of a million parameters, trained for a few hundred updates, need a larger one.
-PRACTICE = dataclasses.replace(DOIT, peak_lr=2e-3, end_lr=2e-4, warmup_share=0.03)
+PRACTICE = dataclasses.replace(DOIT, peak_lr=3e-3, end_lr=3e-4, warmup_share=0.03)
 
 OPTIMIZERS = (DOIT, PRACTICE)
