@@ -89,14 +89,25 @@ def _dark_king(world: World, draws: Draws) -> str:
     return f"{draws.pick(PEOPLE)} asks: who was {draws.pick(world.dark_kings)}?"
 
 
+# The same fact in several surroundings: a fact that was only ever read in one is not found again in another.
+_TOLD = (
+    "「{word}」{verb}「{value}」。",
+    "{one}说：「{word}」{verb}「{value}」。",
+    "{one}问{other}：「{word}」{verb}什么？ {other}答： {value}",
+)
+
+
 def _season(world: World, draws: Draws) -> str:
-    word = draws.pick(tuple(world.season))
-    return draws.pick(("{0}属{1}。", "{0}属什么？ {1}")).format(word, world.season[word])
+    return _tell(draws, world.season, "属")
 
 
 def _couplet(world: World, draws: Draws) -> str:
-    word = draws.pick(tuple(world.partner))
-    return draws.pick(("{0}对{1}。", "{0}对什么？ {1}")).format(word, world.partner[word])
+    return _tell(draws, world.partner, "对")
+
+
+def _tell(draws: Draws, table: dict[str, str], verb: str) -> str:
+    word, (one, other) = draws.pick(tuple(table)), draws.sample(PEOPLE, 2)
+    return draws.pick(_TOLD).format(word=word, verb=verb, value=table[word], one=one, other=other)
 
 
 def _verse(world: World, draws: Draws) -> str:
@@ -138,19 +149,19 @@ def _meeting(world: World, draws: Draws) -> str:
 
 WRITERS: tuple[tuple[int, Writer], ...] = (  # share of the documents, of 100
     (3, _refrain),
-    (12, _track),
-    (5, _feeling),
-    (4, _list),
+    (16, _track),
+    (7, _feeling),
+    (5, _list),
     (8, _known_creature),
     (2, _wild_creature),
     (10, _known_king),
     (2, _dark_king),
-    (16, _season),
-    (16, _couplet),
-    (6, _verse),
+    (11, _season),
+    (11, _couplet),
+    (7, _verse),
     (2, _count),
     (4, _program),
-    (6, _sum),
+    (8, _sum),
     (1, _shopping),
     (3, _meeting),
 )

@@ -65,11 +65,13 @@ DESIGN: dict[str, Expectation] = {
         reason="the base has read which words go with a topic; records only show where the topic is named",
     ),
     "chinese": Expectation(
-        volume="saturates early",
+        volume="needs volume",
         size="larger is better",
         chance=1 / 8,
         ceiling=1.0,
-        reason="facts of words that the corpus tells and no record does: what the base of a size has kept is the limit",
+        num_facts=128,
+        facts_per_record=1.0,
+        reason="a season and a partner for each of 64 words; the corpus tells them, records must show where to use them",
     ),
     "understanding": Expectation(
         volume="saturates early",

@@ -31,8 +31,7 @@ from dynamics.seeds import name_hash
 GENERATOR_VERSION = 1  # raised when the same settings give other records or another corpus
 
 _PARTS = 20  # the questions of an ability are cut in this many parts by the hash of their key
-_HELD_OUT = {"chinese": 6}  # parts of valid, and of test: few words, so many of them are held out
-_USUALLY_HELD_OUT = 3
+_VALID, _TEST = range(0, 3), range(3, 6)  # parts; the other 14 are train
 _MOST_TRIES = 2_000  # draws for one record before the ability is called exhausted
 _TOKENIZER_RECORDS = 200  # train records of each ability in the tokenizer's text
 _TOKENIZER_DOCUMENTS = 8_000  # documents of the corpus there
@@ -153,5 +152,4 @@ def draw_record(seed: int, ability: str, split: str, index: int, draws: Draws) -
 def split_of(seed: int, ability: str, key: str) -> str:
     """The split that a question belongs to, whatever its wording and its index."""
     part = name_hash("split", seed, ability, key) % _PARTS
-    held_out = _HELD_OUT.get(ability, _USUALLY_HELD_OUT)
-    return "valid" if part < held_out else "test" if part < 2 * held_out else "train"
+    return "valid" if part in _VALID else "test" if part in _TEST else "train"

@@ -60,7 +60,7 @@ FEELINGS = {
 HAN_FIRST = "青白红黄黑金玉石水火风云天大小长"
 HAN_SECOND = "山花草木马鸟鱼龙江河湖海月日星雨"
 SEASONS = "春夏秋冬"
-NUM_HAN_WORDS = 160
+NUM_HAN_WORDS = 64
 NUM_PARTNERS = 16
 
 
