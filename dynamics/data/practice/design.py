@@ -71,7 +71,7 @@ DESIGN: dict[str, Expectation] = {
         ceiling=1.0,
         num_facts=128,
         facts_per_record=1.0,
-        reason="a season and a partner for each of 64 words; the corpus tells them, records must show where to use them",
+        reason="a season and a partner for each of 64 words; the corpus tells them, records show where to use them",
     ),
     "understanding": Expectation(
         volume="saturates early",

@@ -31,7 +31,7 @@ from dynamics.seeds import name_hash
 GENERATOR_VERSION = 1  # raised when the same settings give other records or another corpus
 
 _PARTS = 20  # the questions of an ability are cut in this many parts by the hash of their key
-_VALID, _TEST = range(0, 3), range(3, 6)  # parts; the other 14 are train
+_VALID, _TEST = range(3), range(3, 6)  # parts; the other 14 are train
 _MOST_TRIES = 2_000  # draws for one record before the ability is called exhausted
 _TOKENIZER_RECORDS = 200  # train records of each ability in the tokenizer's text
 _TOKENIZER_DOCUMENTS = 8_000  # documents of the corpus there
