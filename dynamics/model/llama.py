@@ -123,6 +123,7 @@ def _published(name: str, *, d_model: int, num_layers: int, num_heads: int, d_ff
 SIZES: dict[str, LlamaConfig] = {
     config.name: config
     for config in (
+        _small("0.1m", d_model=48, num_layers=3, head_dim=16, d_ff=128),
         _small("0.2m", d_model=64, num_layers=4, head_dim=16, d_ff=160),
         _small("0.6m", d_model=96, num_layers=5, head_dim=16, d_ff=256),
         _small("1.5m", d_model=128, num_layers=7, head_dim=32, d_ff=352),

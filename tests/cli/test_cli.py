@@ -107,7 +107,7 @@ def test_version_and_sizes_are_json_for_machines(capsys):
     assert json.loads(run(capsys, "version", "--json")[1])["jax"]
     described = json.loads(run(capsys, "model", "info", "13b", "--json")[1])
     assert described["parameters"] == 13_015_864_320
-    assert len(json.loads(run(capsys, "model", "info", "--json")[1])) == 9
+    assert len(json.loads(run(capsys, "model", "info", "--json")[1])) == 10
 
 
 def test_check_names_every_bad_line_and_fails(capsys, tmp_path):
