@@ -22,7 +22,7 @@ def study() -> Study:
     return Study(
         name="practice",
         run=Run(
-            source=Practice(pool=1024),
+            source=Practice(),
             vocab_size=1024,
             batch=BATCH,
             # Small volumes are passed over many times: what is compared is data, not the number of updates.

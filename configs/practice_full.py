@@ -2,9 +2,8 @@
 
     dynamics study run configs/practice_full.py
 
-The same data, base models and training as configs/practice.py, with a smaller third size, two more volumes and five seeds:
-3 sizes x 7 volumes x 5 seeds and three base models, 108 cells. The practice study's own cells are part of it, but lie
-in another folder.
+The same data, base models and training as configs/practice.py, with a smaller third size, two more volumes and five
+seeds: 3 sizes x 7 volumes x 5 seeds and three base models, 108 cells.
 
 Expect: about 30 minutes on 2 CPU cores. Its results lie in docs/results/practice_full.
 """
