@@ -10,6 +10,7 @@ cells/<id>/scores.json written last and at once: a cell is done exactly when thi
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import tempfile
@@ -26,6 +27,8 @@ from dynamics.errors import UserError
 State = Literal["done", "running", "failed", "to do"]
 
 SCORE_FIELDS = ("cell", "coords", "chosen", "curve", "test", "valid", "run")
+
+_PATIENCE = 0.25  # seconds a claim waits: longer than somebody who only asks holds the lock file
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -89,17 +92,14 @@ class CellFolder:
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[bool]:
-        """Hold the cell while the block runs; yields False at once when another process holds it."""
+        """Hold the cell while the block runs; yields False when another process holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with claim(self.path / "lock") as mine:
             yield mine
 
     def is_claimed(self) -> bool:
-        """Whether some process runs this cell now."""
-        if not (self.path / "lock").exists():
-            return False
-        with claim(self.path / "lock") as mine:
-            return not mine
+        """Whether some process runs this cell now. Asking stops nobody from claiming it, and needs no right to write."""
+        return is_held(self.path / "lock")
 
     def state(self) -> State:
         if self.scores() is not None:
@@ -114,7 +114,7 @@ def claim(path: Path) -> Iterator[bool]:
     """Try to hold the lock file; yields whether this process has it. A lock dies with its process, kill -9 included."""
     lock = filelock.FileLock(path, thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_PATIENCE, poll_interval=_PATIENCE / 10)
     except filelock.Timeout:
         yield False
         return
@@ -122,6 +122,21 @@ def claim(path: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock file; asked by sharing it for a moment, which others who ask may do as well."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)  # gives the share back
+    return False
 
 
 @contextlib.contextmanager

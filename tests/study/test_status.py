@@ -1,6 +1,8 @@
 """The state of cells, the order of jobs, the time left, and how progress is shown."""
 
+import fcntl
 import io
+import threading
 
 import pytest
 from hypothesis import given
@@ -28,6 +30,21 @@ def test_a_cell_is_done_running_failed_or_to_do(tmp_path):
     record = scores("cell0", 0)
     write_json(cell.scores_file, record)
     assert cell.state() == "done"
+
+
+def test_asking_whether_a_cell_runs_never_costs_a_worker_its_claim(tmp_path):
+    cell = CellFolder(tmp_path / "cell0")
+    with cell.claim():
+        pass
+    (cell.path / "lock").touch()
+    with open(cell.path / "lock", "rb") as asking:  # where a poll of `study status` stands for a moment
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        assert not cell.is_claimed()
+        timer = threading.Timer(0.05, fcntl.flock, (asking, fcntl.LOCK_UN))
+        timer.start()
+        with cell.claim() as mine:
+            assert mine
+        timer.join()
 
 
 def test_status_counts_cells_and_estimates_the_rest_from_cost(tmp_path):
