@@ -4,16 +4,19 @@ A config file is Python with one function, `study()` or `run()`,
 that takes no argument and returns a frozen dataclass.
 """
 
-import ast
 import dataclasses
 import difflib
 import hashlib
 import importlib
 import importlib.util
 import json
-from collections.abc import Sequence
+import math
+import traceback
+import types
+import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, Union
 
 from dynamics.errors import UserError
 
@@ -35,7 +38,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): to_plain(item) for key, item in value.items()}
     raise UserError(
-        f"a setting of type {type(value).__name__} cannot be written as JSON, so the run could not be named or resumed; "
+        f"a setting of type {type(value).__name__} cannot be written as JSON, so the run could not be named; "
         "use numbers, strings, tuples and frozen dataclasses"
     )
 
@@ -53,15 +56,27 @@ def from_plain(data: Any) -> Any:
             raise UserError(
                 f"settings name the class {data['class']!r}; only classes of dynamics are read back from JSON"
             )
-        kind = getattr(importlib.import_module(module), name, None)
-        if kind is None or not dataclasses.is_dataclass(kind):
+        kind = _setting(module, name)
+        if kind is None:
             raise UserError(f"settings name the class {data['class']!r}, which this version of dynamics does not have")
         known = {field.name for field in dataclasses.fields(kind)}
         for key in fields:
             if key not in known:
                 raise UserError(f"{name} has no field {key!r}; known: {', '.join(sorted(known))}")
-        return kind(**fields)
+        try:
+            return kind(**fields)
+        except TypeError as error:
+            raise UserError(f"settings of {name} are not complete: {error}; use the version that wrote them") from error
     return data
+
+
+def _setting(module: str, name: str) -> Any:
+    """The dataclass of this name; None when there is no such module or no such class in it."""
+    try:
+        kind = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError:
+        return None
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
 
 
 def to_json(value: Any) -> str:
@@ -70,6 +85,7 @@ def to_json(value: Any) -> str:
 
 
 def from_json(text: str) -> Any:
+    """The settings value that `to_json` wrote."""
     return from_plain(json.loads(text))
 
 
@@ -81,7 +97,8 @@ def fingerprint(value: Any, *, length: int = 12) -> str:
 def load(path: str | Path, *, function: str) -> Any:
     """Run a Python config file and return what its `function()` returns.
 
-    Raises UserError when the file or the function is missing, with the nearest file name as a hint.
+    Raises UserError when the file or the function is missing, with the nearest file name as a hint, and when running
+    it fails: a config is the user's program, so the message names its line.
     """
     path = Path(path)
     if not path.is_file():
@@ -98,15 +115,26 @@ def load(path: str | Path, *, function: str) -> Any:
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file; a config ends in .py")
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{path}:{error.lineno}: {error.msg}; a config file is Python") from error
+    _run(path, lambda: spec.loader.exec_module(module))  # pyright: ignore[reportOptionalMemberAccess]
     make = getattr(module, function, None)
     if make is None:
         offered = [name for name in ("study", "run") if hasattr(module, name)]
         raise UserError(f"{path} has no function {function}(); it has {offered or 'none of study(), run()'}")
-    return make()
+    return _run(path, make)
+
+
+def _run(path: Path, program: Callable[[], T]) -> T:
+    """What the config's code gives; any failure of it is the user's to mend and named by the line of the file."""
+    try:
+        return program()
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{path}:{error.lineno}: {error.msg}; a config file is Python") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"{path}:{lines[-1]}" if lines else str(path)
+        raise UserError(f"{where}: {type(error).__name__}: {error}; correct the config file") from error
 
 
 def override(value: T, assignments: Sequence[str]) -> T:
@@ -135,32 +163,56 @@ def _replaced(value: Any, path: list[str], text: str, whole: str) -> Any:
         raise UserError(
             f"--set {whole}: {type(value).__name__} has no field {path[0]!r}{hint}; it has {', '.join(sorted(fields))}"
         )
-    current = getattr(value, path[0])
-    changed = _replaced(current, path[1:], text, whole) if path[1:] else _parsed(current, text, whole)
+    if path[1:]:
+        changed = _replaced(getattr(value, path[0]), path[1:], text, whole)
+    else:
+        kind = typing.get_type_hints(type(value))[path[0]]
+        changed = _parsed(kind, text, f"--set {whole}={text}", getattr(value, path[0]))
     return dataclasses.replace(value, **{path[0]: changed})
 
 
-def _parsed(current: Any, text: str, whole: str) -> Any:
-    """The text read as the kind of value that stands there now."""
-    if isinstance(current, bool):
-        if text.lower() not in ("true", "false"):
-            raise UserError(f"--set {whole}={text}: a claim is true or false")
-        return text.lower() == "true"
-    if isinstance(current, tuple):
-        items = [item.strip() for item in text.strip("()[]").split(",") if item.strip()]
-        sample = current[0] if current else ""
-        return tuple(_parsed(sample, item, whole) for item in items)
-    if isinstance(current, (int, float)):
-        kind = type(current)
-        try:
-            return kind(text)
-        except ValueError:
-            raise UserError(f"--set {whole}={text}: needs {kind.__name__}, such as {current}") from None
-    if isinstance(current, str):
+def _parsed(kind: Any, text: str, given: str, current: Any) -> Any:
+    """The text read as what the field's annotation allows: a number, a claim, a word, none, or a list of them."""
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
+    if type(None) in kinds and text.lower() in ("none", "null"):
+        return None
+    words = [word for one in kinds if typing.get_origin(one) is Literal for word in typing.get_args(one)]
+    if text in words:
         return text
-    if current is None:
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return text
-    raise UserError(f"--set {whole}: a {type(current).__name__} is chosen in the config file, not on the command line")
+    for one in kinds:
+        if typing.get_origin(one) is tuple:
+            return _list(one, text, given, current)
+    if bool in kinds and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    # A whole number stays one where one stands now: 4 and 4.0 would be two names of one run.
+    numbers = ([int] if int in kinds or (float in kinds and isinstance(current, int)) else []) + [float]
+    for number in numbers if int in kinds or float in kinds else ():
+        if (value := _number(number, text)) is not None and (number is int or float in kinds):
+            return value
+    if str in kinds:
+        return text
+    needs = [name for type_, name in ((bool, "true or false"), (int, "int"), (float, "float")) if type_ in kinds]
+    needs += map(repr, words)
+    if not needs:
+        raise UserError(f"{given}: a {type(current).__name__} is chosen in the config file, not on the command line")
+    such = "" if isinstance(current, bool) or current is None else f", such as {current}"
+    raise UserError(f"{given}: needs {' or '.join(needs)}{such}")
+
+
+def _list(kind: Any, text: str, given: str, current: Any) -> tuple[Any, ...]:
+    """'4,16,full' as a tuple; a list of lists is written 'math+code,ethics', as cells are named."""
+    item = typing.get_args(kind)[0]
+    sample = current[0] if isinstance(current, tuple) and current else None
+    texts = [one.strip() for one in text.strip("()[]").split(",") if one.strip()]
+    if typing.get_origin(item) is tuple:
+        texts = [one.replace("+", ",") for one in texts]
+    return tuple(_parsed(item, one, given, sample) for one in texts)
+
+
+def _number(kind: type, text: str) -> Any:
+    """The finite number that the text says; None when it says none."""
+    try:
+        value = kind(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -1,6 +1,7 @@
 """Settings are values: JSON and back is identity, overrides are typed, mistakes are named."""
 
 import dataclasses
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -48,7 +49,11 @@ class Inner:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outer:
     inner: Inner = Inner()
-    volumes: tuple[int, ...] = (1, 4)
+    volumes: tuple[int | Literal["full"], ...] = (1, 4)
+    seeds: tuple[int, ...] = ()
+    ability_sets: tuple[tuple[str, ...], ...] = ()
+    epochs: float | None = 4
+    name: str | Inner = "x"
     fast: bool = False
 
 
@@ -60,9 +65,24 @@ def test_overrides_reach_inner_fields_and_keep_their_type():
     assert isinstance(changed.inner.rate, float)
 
 
+def test_overrides_follow_the_annotation_and_not_the_value_that_stands_there():
+    changed = config.override(Outer(), ["seeds=0,1", "volumes=4,full", "ability_sets=math+code,ethics", "epochs=0.5"])
+    assert changed == Outer(seeds=(0, 1), volumes=(4, "full"), ability_sets=(("math", "code"), ("ethics",)), epochs=0.5)
+    assert config.override(Outer(), ["epochs=none", "name=y"]) == Outer(epochs=None, name="y")
+    assert config.override(Outer(), ["seeds="]) == Outer()
+
+
+def test_an_override_to_what_stands_there_keeps_the_fingerprint():
+    assert config.fingerprint(config.override(Outer(), ["epochs=4"])) == config.fingerprint(Outer())
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
+        ("seeds=a", "needs int"),
+        ("volumes=4,all", "needs int or 'full', such as 1"),
+        ("inner.rate=nan", "needs float, such as 0.5"),
+        ("inner.rows=1.5", "needs int, such as 8"),
         ("inner.row=16", "did you mean 'rows'"),
         ("inner.rows=many", "needs int, such as 8"),
         ("inner.rows", "has no '='"),
@@ -89,3 +109,30 @@ def test_a_config_that_is_not_python_names_the_line(tmp_path):
     (tmp_path / "bad.py").write_text("x = 1\ndef study(:\n")
     with pytest.raises(UserError, match=r"bad\.py:2"):
         config.load(tmp_path / "bad.py", function="study")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import dynamcs\n", r"c\.py:1: ModuleNotFoundError: No module named 'dynamcs'; correct the config file"),
+        ("def study():\n    return dict(1, 2)\n", r"c\.py:2: TypeError: .*; correct the config file"),
+    ],
+)
+def test_a_config_that_fails_names_its_line(tmp_path, text, message):
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        config.load(tmp_path / "c.py", function="study")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"class": "dynamics.no.such:Thing"}', "which this version of dynamics does not have"),
+        ('{"class": "dynamics.record:parse_record"}', "which this version of dynamics does not have"),
+        ('{"class": "dynamics.record:Turn", "rol": "user"}', "Turn has no field 'rol'"),
+        ('{"class": "dynamics.record:Turn", "role": "user"}', "Turn are not complete: .*'content'"),
+    ],
+)
+def test_json_of_another_version_is_named(text, message):
+    with pytest.raises(UserError, match=message):
+        config.from_json(text)
