@@ -98,7 +98,7 @@ class CellFolder:
             yield mine
 
     def is_claimed(self) -> bool:
-        """Whether some process runs this cell now. Asking stops nobody from claiming it, and needs no right to write."""
+        """Whether some process runs this cell now. Asking keeps nobody from claiming it and needs no right to write."""
         return is_held(self.path / "lock")
 
     def state(self) -> State:
