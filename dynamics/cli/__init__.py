@@ -62,7 +62,8 @@ def _config(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument(
         "--on-bad-record",
         choices=("error", "skip"),
-        help="error: stop at the first bad line (default); skip: write it with its reason to rejected.jsonl",
+        help="error: stop at the first bad line (default); skip: leave it out and count it, and where a run is made, "
+        "write it with its reason to rejected.jsonl",
     )
 
 
@@ -110,9 +111,9 @@ def _data_commands(root: "argparse._SubParsersAction[_Parser]") -> None:
     _json(show)
     check = _command(
         group, "check", "data:check", "Read record files and report every bad line, with file, line and field.",
-        "dynamics data check my_records.jsonl more.jsonl.gz",
+        "dynamics data check my_records.jsonl more.jsonl.gz a_folder_of_records",
     )  # fmt: skip
-    check.add_argument("files", nargs="+", help="JSON-Lines files, .gz too")
+    check.add_argument("files", nargs="+", help="JSON-Lines files, .gz too, or folders of them laid out for a study")
     _json(check)
     practice = _command(
         group, "practice", "data:practice", "Write the practice set as JSON-Lines files, one folder for each ability.",

@@ -5,39 +5,67 @@ import collections
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dynamics.cli import EXIT_USER
 from dynamics.cli.options import load_study
 from dynamics.errors import UserError
 
 
 def check(options: argparse.Namespace) -> int:
-    """Every bad line of the files, with file, line and field; exit code 2 when there is one."""
+    """Every bad line of the files and folders, with file, line and field; exit code 2 when there is one."""
     from dynamics.data.sources import read_jsonl
 
-    files, bad = [], []
-    for path in options.files:
-        loaded = read_jsonl(path, on_bad_record="skip")
-        abilities = collections.Counter(record.ability or "(none named)" for record in loaded.records)
-        bad.extend(loaded.rejected)
-        files.append(
-            {
-                "file": str(path),
-                "records": len(loaded.records),
-                "rejected": len(loaded.rejected),
-                "abilities": dict(sorted(abilities.items())),
-            }
-        )
+    files, bad, unread = [], [], []
+    for given in options.files:
+        for path, ability in _files_of(Path(given), unread):
+            try:
+                loaded = read_jsonl(path, ability=ability, on_bad_record="skip")
+            except UserError as error:
+                unread.append(str(error))
+                continue
+            abilities = collections.Counter(record.ability for record in loaded.records)
+            bad.extend(loaded.rejected)
+            files.append(
+                {
+                    "file": str(path),
+                    "records": len(loaded.records),
+                    "rejected": len(loaded.rejected),
+                    "abilities": dict(sorted(abilities.items())),
+                }
+            )
+    code = EXIT_USER if bad or unread else 0
     if options.json:
-        print(json.dumps({"files": files, "rejected": [dataclasses.asdict(line) for line in bad]}, ensure_ascii=False))
-        return 2 if bad else 0
-    for line in bad:
-        print(f"{line.file}:{line.line}: {line.reason}", file=sys.stderr)
+        rejected = [dataclasses.asdict(line) for line in bad]
+        print(json.dumps({"files": files, "rejected": rejected, "unread": unread}, ensure_ascii=False))
+        return code
+    for message in [*(f"{line.file}:{line.line}: {line.reason}" for line in bad), *unread]:
+        print(message, file=sys.stderr)
     for row in files:
-        names = ", ".join(f"{name} {count}" for name, count in row["abilities"].items())
+        names = ", ".join(f"{name} {count}" for name, count in row["abilities"].items()) or "none"
         print(f"{row['file']}: {row['records']} records, {row['rejected']} rejected ({names})")
-    return 2 if bad else 0
+    return code
+
+
+def _files_of(given: Path, unread: list[str]) -> Iterator[tuple[Path, str | None]]:
+    """(file, ability that its place says); of a folder every file of its layout, as a study would read it."""
+    from dynamics.data.sources import Files, ability_of_file
+
+    if not given.is_dir():
+        yield given, ability_of_file(given)
+        return
+    source = Files(data_dir=str(given))
+    try:
+        found = source.found()
+        if found.corpus is not None:
+            collections.deque(source.corpus(), maxlen=0)
+    except UserError as error:
+        unread.append(str(error))
+        return
+    for (ability, _), path in found.files.items():
+        yield path, ability
 
 
 def practice(options: argparse.Namespace) -> int:

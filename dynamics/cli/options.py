@@ -41,6 +41,6 @@ def _source(source: Any, options: argparse.Namespace) -> Any:
         if field not in known:
             option = "--" + field.replace("_", "-")
             raise UserError(
-                f"{option} has no use here: the {source.name!r} source reads no files; leave the option out"
+                f"{option} has no use here: the source {source.name!r} has no setting {field!r}; leave the option out"
             )
     return dataclasses.replace(source, **changes)

@@ -299,6 +299,20 @@ def _doit(folder: Path) -> _Scan:
 _LAYOUTS = {"folders": _in_folders, "flat": _flat, "doit": _doit}
 
 
+def ability_of_file(path: str | Path) -> str | None:
+    """The ability of the roster that a file's place says, in any of the three layouts; None when it says none.
+
+    >>> ability_of_file("mine/math/train.jsonl"), ability_of_file("code_test.json.gz"), ability_of_file("mine.jsonl")
+    ('math', 'code', None)
+    """
+    path = Path(path)
+    stem = _stem(path) or ""
+    name, _, ending = stem.rpartition("_")
+    said = path.absolute().parent.name if stem in SPLITS else name if ending in (*SPLITS, "full", "1000") else ""
+    known = ability_name(said)
+    return known if known in ABILITY_NAMES else None
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes; remembered for as long as the file's size and time of change stay the same."""
     try:

@@ -73,6 +73,10 @@ def test_a_mistyped_command_offers_the_nearest(capsys):
         (("train", "configs/practice.py"), "has no function run()"),
         (("data", "show", "configs/practice.py", "--data-dir", "x"), "--data-dir has no use here"),
         (("data", "show", "configs/practice.py", "--rows", "-1"), "--rows -1"),
+        (("data", "show", "configs/real_small.py", "--data-dir", "no/folder"), "folder no/folder (data_dir) does not"),
+        (("data", "show", "configs/real_small.py", "--on-bad-record", "skip"), "'sample_sets' has no setting"),
+        (("eval", "tests", "--records", "no.jsonl"), "is not the folder of a run"),
+        (("data", "practice", "tests"), "is there already"),
         (("study", "run", "configs/practice.py", "--set", "run.batch.row=9"), "did you mean 'rows'"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value)[:40],
@@ -123,6 +127,22 @@ def test_check_names_every_bad_line_and_fails(capsys, tmp_path):
     code, out, _ = run(capsys, "data", "check", str(path), "--json")
     assert code == 2
     assert len(json.loads(out)["rejected"]) == 2
+
+
+def test_check_reads_a_folder_as_a_study_would_and_every_file_whatever_the_others_are(capsys, tmp_path):
+    (tmp_path / "math").mkdir()
+    for split in ("train", "valid"):  # no line names its ability: the folder does
+        (tmp_path / "math" / f"{split}.jsonl").write_text(json.dumps({"instruction": "a?", "output": "b"}) + "\n")
+    (tmp_path / "math" / "test.jsonl").write_text("")
+    code, out, err = run(capsys, "data", "check", str(tmp_path))
+    assert (code, err.count("\n"), out.count("1 records, 0 rejected (math 1)")) == (2, 1, 2)
+    assert f"{tmp_path}/math/test.jsonl is empty" in err
+    code, out, _ = run(capsys, "data", "check", str(tmp_path / "math" / "train.jsonl"), "--json")
+    assert code == 0
+    assert json.loads(out)["files"][0]["abilities"] == {"math": 1}
+    code, out, _ = run(capsys, "data", "check", str(tmp_path / "no"), str(tmp_path), "--json")
+    assert code == 2
+    assert (len(json.loads(out)["files"]), len(json.loads(out)["unread"])) == (2, 2)
 
 
 def test_the_practice_set_as_files_is_read_back(capsys, tmp_path):
