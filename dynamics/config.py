@@ -194,7 +194,8 @@ def _parsed(kind: Any, text: str, given: str, current: Any) -> Any:
     needs = [name for type_, name in ((bool, "true or false"), (int, "int"), (float, "float")) if type_ in kinds]
     needs += map(repr, words)
     if not needs:
-        raise UserError(f"{given}: a {type(current).__name__} is chosen in the config file, not on the command line")
+        what = "this" if current is None else f"a {type(current).__name__}"
+        raise UserError(f"{given}: {what} is chosen in the config file, not on the command line")
     such = "" if isinstance(current, bool) or current is None else f", such as {current}"
     raise UserError(f"{given}: needs {' or '.join(needs)}{such}")
 

@@ -38,18 +38,26 @@ def evaluate(options: argparse.Namespace) -> int:
     from dynamics.study.prepare import Workspace, cache_folder
     from dynamics.study.single import score_run
 
-    overall = score_run(options.checkpoint, Workspace(cache_folder()), split=options.split, files=options.records or ())
+    overall, num_rejected = score_run(
+        options.checkpoint, Workspace(cache_folder()), split=options.split, files=options.records or ()
+    )
     if options.json:
-        print(json.dumps(dataclasses.asdict(overall)))
+        print(json.dumps(dataclasses.asdict(overall) | {"rejected": num_rejected}))
         return 0
-    print(f"{'ability':18} {'score':>6} {'s.e.':>6} {'chance':>6} {'loss':>6} {'items':>6} {'unparsed':>8} {'cut':>5}")
+    print(
+        f"{'ability':18} {'score':>6} {'s.e.':>6} {'chance':>6} {'loss':>6} {'items':>6} {'unparsed':>8} {'cut':>5} "
+        f"{'too long':>8}"
+    )
     for one in overall.abilities.values():
         print(
             f"{one.ability:18} {one.score:6.3f} {_number(one.standard_error):>6} {one.chance:6.3f} "
-            f"{_number(one.loss):>6} {one.num_items:6} {one.num_unparsed:8} {one.num_truncated:5}"
+            f"{_number(one.loss):>6} {one.num_items:6} {one.num_unparsed:8} {one.num_truncated:5} "
+            f"{one.num_too_long:8}"
         )
     error, loss = _number(overall.standard_error), _number(overall.loss)
     print(f"{'mean of abilities':18} {overall.score:6.3f} {error:>6} {overall.chance:6.3f} {loss:>6}")
+    if num_rejected:
+        print(f"lines that gave no item (bad, or the content of another line again): {num_rejected}")
     return 0
 
 

@@ -24,6 +24,7 @@ from dynamics.eval.ability_eval import prepare as prepare_evaluation
 from dynamics.model.llama import LlamaConfig
 from dynamics.record import Record
 from dynamics.study.folder import read_json, wait_for, write_json
+from dynamics.study.grid import Cell
 from dynamics.study.run import RESULTS_VERSION, Run, source_fingerprint, tokenizer_file, tokenizer_identity
 
 _VOCABULARY_MULTIPLE = 64  # so that embedding tables split evenly over devices
@@ -149,7 +150,7 @@ class Workspace:
         return self.memory[key]
 
     def write_rejected(self, path: Path, runs: Sequence[Run]) -> int:
-        """Every rejected line of the runs' sources in one file; returns how many. No file when there is none."""
+        """Every rejected line of the runs' sources in one file; returns how many. None gives no file."""
         lines: list[Rejected] = []
         for run in {source_fingerprint(run.source): run for run in runs}.values():
             for ability, count in self.pool(run).rejected.items():
@@ -158,7 +159,30 @@ class Workspace:
                 lines += _evaluation_records(run, split)[1]
         if lines:
             write_rejected(path, lines)
+        else:
+            path.unlink(missing_ok=True)
         return len(lines)
+
+
+def check_volumes(cells: Sequence[Cell], workspace: Workspace) -> None:
+    """UserError when a cell asks for more records of an ability than there are: said before anything is trained."""
+    most: dict[tuple[str, int], dict[str, int]] = {}  # (source, volume) -> records of the abilities that have too few
+    for cell in cells:
+        run = cell.run
+        if run.volume == "full" or run.volume == 0:
+            continue
+        pool = workspace.pool(run)
+        there = {ability: len(set(pool.ids[ability])) for ability in run.ability_names()}
+        few = {ability: count for ability, count in there.items() if count < run.volume}
+        if few:
+            most.setdefault((run.source.name, run.volume), {}).update(few)
+    if most:
+        (source, volume), few = max(most.items(), key=lambda item: item[0][1])
+        counts = ", ".join(f"{ability} {count:,}" for ability, count in sorted(few.items(), key=lambda item: item[1]))
+        raise UserError(
+            f"volume {volume:,} is more than source {source!r} has to train on: {counts} records; lower the largest "
+            f"volume to {min(few.values()):,}, use 'full', or add records"
+        )
 
 
 def _evaluation_records(run: Run, split: str) -> tuple[list[Record], list[Rejected]]:

@@ -57,7 +57,7 @@ def _counts(pool: Pool, abilities: tuple[str, ...]) -> dict[str, int]:
     """What the pool lost on the way from lines to tokens."""
     return {
         "lines rejected": sum(pool.rejected[ability] for ability in abilities),
-        "conversations truncated to a row": len(pool.truncated),
+        "conversations truncated to a row": sum(key.partition("/")[0] in abilities for key in pool.truncated),
         "conversations dropped as too long": sum(pool.counts[ability].dropped for ability in abilities),
         "records without a trained token": sum(pool.counts[ability].no_trained_token for ability in abilities),
     }

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from dynamics import config
-from dynamics.data.sources import read_jsonl
+from dynamics.data.sources import ability_of_file, read_jsonl
 from dynamics.errors import UserError
 from dynamics.eval.ability_eval import evaluate_prepared, prepare
 from dynamics.eval.scores import Overall, aggregate
 from dynamics.model.llama import abstract
+from dynamics.record import Record
 from dynamics.study.base import row_groups, run_mesh
 from dynamics.study.folder import CellFolder, read_json
 from dynamics.study.grid import Cell, coordinates
@@ -27,7 +28,8 @@ def train_run(
 ) -> tuple[Path, dict[str, Any]]:
     """Train and evaluate a run in `folder`/<id>, going on from its newest checkpoint; returns its folder and scores.
 
-    The parameters are kept, for `score_run` and whoever uses the model. A run that is done is not run again.
+    Lines of its source that gave no record are written to rejected.jsonl there. The parameters are kept, for
+    `score_run` and whoever uses the model. A run that is done is not run again.
     Raises UserError when the run fails for a reason of the user's or another process has it.
     """
     every = run.checkpoint_every or max(50, _expected_steps(run, workspace) // CHECKPOINTS)
@@ -39,6 +41,7 @@ def train_run(
         raise UserError(f"another process trains this run in {home.path}; wait for it or give another --output")
     if end["state"] == "failed":
         raise UserError(f"{end['reason']} (traceback in {home.failed_file})")
+    workspace.write_rejected(home.path / "rejected.jsonl", [run])
     scores = home.scores()
     assert scores is not None, "a run that ended as done has scores"
     return home.path, scores
@@ -52,8 +55,11 @@ def _expected_steps(run: Run, workspace: Workspace) -> int:
 
 def score_run(
     folder: str | Path, workspace: Workspace, *, split: str = "test", files: Sequence[str | Path] = ()
-) -> Overall:
-    """Scores of a finished run's parameters on its source's split, or on record files of yours.
+) -> tuple[Overall, int]:
+    """Scores of a finished run's parameters on its source's split or on record files of yours, and lines left out.
+
+    A file's ability is read off its place (math/test.jsonl, math_test.jsonl) where its records name none. A bad line of
+    such a file is an error; a record that was there before, in this file or another, is left out and counted.
 
     Raises UserError when the folder is no run's, or the run kept no parameters (`keep_parameters=True` keeps them).
     """
@@ -68,8 +74,21 @@ def score_run(
     model, _ = load_params(home / "parameters", abstract(shape))
     mesh = run_mesh(run)
     if not files:
-        prepared, _ = workspace.evaluation(run, split, row_shards=row_groups(mesh))
-        return aggregate(evaluate_prepared(model, prepared, mesh=mesh))
-    records = [record for path in files for record in read_jsonl(path).records]
-    prepared = prepare(records, workspace.tokenizer(run), run.template, run.evaluation, row_shards=row_groups(mesh))
-    return aggregate(evaluate_prepared(model, prepared, mesh=mesh))
+        prepared, num_rejected = workspace.evaluation(run, split, row_shards=row_groups(mesh))
+    else:
+        records, num_rejected = _records_of(files)
+        tokenizer = workspace.tokenizer(run)
+        prepared = prepare(records, tokenizer, run.template, run.evaluation, row_shards=row_groups(mesh))
+    return aggregate(evaluate_prepared(model, prepared, mesh=mesh)), num_rejected
+
+
+def _records_of(files: Sequence[str | Path]) -> tuple[list[Record], int]:
+    """The different records of the files, and how many lines only repeat one."""
+    records: dict[str, Record] = {}
+    num_lines = 0
+    for path in files:
+        loaded = read_jsonl(path, ability=ability_of_file(path))
+        num_lines += len(loaded.records) + len(loaded.rejected)
+        for record in loaded.records:
+            records.setdefault(record.id, record)
+    return list(records.values()), num_lines - len(records)
