@@ -62,8 +62,20 @@ class Coordinator:
         self._ran: set[str] = set()  # of them by this call
         self._messages: list[str] = []
 
-    def run(self, todo: Sequence[Cell]) -> tuple[dict[str, str], int]:
-        """Run the cells; returns {cell id: reason} of those that failed, and how many this call ran."""
+    @property
+    def failed_cells(self) -> dict[str, str]:
+        """{cell id: reason} so far."""
+        with self._lock:
+            return {cell.id: self._failed[cell.id] for cell in self.cells if cell.id in self._failed}
+
+    @property
+    def num_ran(self) -> int:
+        """How many cells this call has run to their end so far."""
+        with self._lock:
+            return len(self._ran & {cell.id for cell in self.cells})
+
+    def run(self, todo: Sequence[Cell]) -> None:
+        """Run the cells until each is done, here or by another process, or has failed."""
         pool = self._pool(len(todo)) if self.way == "workers" else []
         schedule: Schedule | None = None
         try:
@@ -90,8 +102,6 @@ class Coordinator:
             for worker in pool:
                 worker.kill()
         self._show("")
-        ids = {cell.id for cell in todo}
-        return {id: reason for id, reason in self._failed.items() if id in ids}, len(self._ran & ids)
 
     def _pool(self, num_jobs: int) -> list[Worker]:
         cores = available_cores()
@@ -109,7 +119,9 @@ class Coordinator:
     def _plan(self, todo: Sequence[Cell]) -> list[Job]:
         """Prepare what all cells share, write study.json, and make the jobs."""
         from dynamics.study.jobs import base_job, cell_job
+        from dynamics.study.prepare import check_volumes
 
+        check_volumes(todo, self.workspace)
         jobs: dict[str, Job] = {}
         entries = []
         missing = {cell.id for cell in todo}
@@ -235,6 +247,8 @@ class Coordinator:
                 self._note_work(job, 1.0, seconds)
                 if end.get("ran", True):
                     self._ran.add(job.id)
+                for note in end.get("notes", ()):
+                    self._messages.append(f"note: {_words(job)} ({job.id}): {note}")
 
     def _record_in_folder(self, job: Job, end: Mapping[str, Any]) -> None:
         if job.kind != "cell":

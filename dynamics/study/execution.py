@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class StudySummary:
     way: str
     workers: int
     speedup: Mapping[str, Any] | None
+    stopped: bool = False  # by Ctrl-C or SIGTERM, before all cells were tried
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"failed": dict(self.failed)}
@@ -41,6 +42,7 @@ def run_study(
     way: Way = "auto",
     on_progress: OnProgress | None = None,
     cache: str | Path | None = None,
+    on_end: Callable[[StudySummary], None] | None = None,
 ) -> StudySummary:
     """Run every cell of the study that is not done yet, and export the results.
 
@@ -48,6 +50,7 @@ def run_study(
     way          how cells share the machine; "auto" chooses by platform and size
     on_progress  is called a few times a second with a View
     cache        for tokens, base models and compiled programs; None: the user's cache folder
+    on_end       is told what was done, also when Ctrl-C or SIGTERM stops the study half way
 
     Interrupt it as you like, kill -9 included: finished cells stay, the rest is run by the next call. A failed cell
     keeps its reason in its folder, does not stop the others, and is tried again by the next call.
@@ -60,27 +63,42 @@ def run_study(
     home.create()
     cells = study.cells()
     todo = [cell for cell in cells if home.cell(cell.id).scores() is None]
-    lanes, chosen, ran = 0, "none", 0
-    failed: dict[str, str] = {}
-    if todo:
-        coordinator = Coordinator(study, home, cells, workers=workers, way=way, cache=cache, on_progress=on_progress)
-        failed, ran = coordinator.run(todo)
-        lanes, chosen = coordinator.num_lanes, coordinator.way
-    else:
-        _write_plan_once(study, home, cells)
+    coordinator: Coordinator | None = None
+
+    def summary(*, stopped: bool = False) -> StudySummary:
+        ran, failed = (coordinator.num_ran, dict(coordinator.failed_cells)) if coordinator else (0, {})
+        done = sum(home.cell(cell.id).scores() is not None for cell in cells) if stopped else len(cells) - len(failed)
+        return StudySummary(
+            name=study.name,
+            folder=str(home.path),
+            cells=len(cells),
+            ran=ran,
+            skipped=max(0, done - ran),
+            failed=failed,
+            seconds=time.monotonic() - started,
+            way=coordinator.way if coordinator else "none",
+            workers=coordinator.num_lanes if coordinator else 0,
+            speedup=stored_speedup(home),
+            stopped=stopped,
+        )
+
+    try:
+        if todo:
+            coordinator = Coordinator(
+                study, home, cells, workers=workers, way=way, cache=cache, on_progress=on_progress
+            )
+            coordinator.run(todo)
+        else:
+            _write_plan_once(study, home, cells)
+    except KeyboardInterrupt:
+        if on_end is not None:
+            on_end(summary(stopped=True))
+        raise
     export(load_results(home.path), home.path / "results.jsonl")
-    return StudySummary(
-        name=study.name,
-        folder=str(home.path),
-        cells=len(cells),
-        ran=ran,
-        skipped=len(cells) - ran - len(failed),
-        failed=failed,
-        seconds=time.monotonic() - started,
-        way=chosen,
-        workers=lanes,
-        speedup=stored_speedup(home),
-    )
+    end = summary()
+    if on_end is not None:
+        on_end(end)
+    return end
 
 
 def _write_plan_once(study: Study, home: StudyFolder, cells: Sequence[Cell]) -> None:

@@ -112,15 +112,28 @@ def test_a_population_gives_what_the_cells_give_alone(folder, cache, tmp_path):
 
 
 def test_a_failed_cell_says_why_does_not_stop_the_others_and_is_tried_again(cache, tmp_path):
-    study = dataclasses.replace(STUDY, volumes=(1, 50), seeds=(0,))  # the pool holds 8
+    study = dataclasses.replace(STUDY, volumes=(1, 2), seeds=(0,))
+    blocked = StudyFolder(tmp_path).cell(study.cells()[-1].id)
+    (blocked.path / "metrics.jsonl").mkdir(parents=True)  # where its log should be
     done = run_study(study, tmp_path, way="singles", cache=cache)
     assert (done.ran, len(done.failed)) == (2, 1)
     status = study_status(tmp_path)
     assert (status.count("done"), status.count("failed")) == (2, 1)
-    assert "volume 50" in status.failed[0].reason
-    assert "Traceback" in StudyFolder(tmp_path).cell(status.failed[0].id).failure()["traceback"]
+    assert status.failed[0].id == blocked.id
+    assert "cannot write the log" in status.failed[0].reason
+    assert "Traceback" in blocked.failure()["traceback"]
     again = run_study(study, tmp_path, way="singles", cache=cache)
     assert (again.ran, again.skipped, len(again.failed)) == (0, 2, 1)
+    (blocked.path / "metrics.jsonl").rmdir()
+    assert run_study(study, tmp_path, way="singles", cache=cache).ran == 1
+    assert study_status(tmp_path).count("done") == 3
+
+
+def test_a_volume_that_an_ability_cannot_fill_is_named_before_anything_is_trained(cache, tmp_path):
+    study = dataclasses.replace(STUDY, volumes=(1, 50))  # the pool holds 8
+    with pytest.raises(UserError, match=r"volume 50 is more than .*'practice' has.* 8.*largest volume to \d,"):
+        run_study(study, tmp_path, way="singles", cache=cache)
+    assert not list((tmp_path / "cells").iterdir())
 
 
 def test_a_base_model_that_fails_fails_the_cells_that_need_it_and_says_so(cache, tmp_path):
