@@ -20,13 +20,17 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sen
 
 
 def record_call(done: StudySummary, *, command: str) -> None:
-    """Append what this call of `study run` did to calls.jsonl: a study is often made in several calls."""
+    """Append what this call of `study run` did to calls.jsonl: a study is often made in several calls.
+
+    A call that kill -9 ended has no entry, and its time is not in the report's.
+    """
     entry = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": command,
         "seconds": done.seconds,
         "ran": done.ran,
         "failed": len(done.failed),
+        "stopped": done.stopped,
         "way": done.way,
         "workers": done.workers,
         "git": git_version(),
@@ -41,7 +45,7 @@ def study_summary(folder: str | Path) -> dict[str, Any]:
     """Everything `write_report` can show about the study beside its scores. UserError when the folder is no study's."""
     home = StudyFolder(Path(folder))
     plan = home.plan()
-    calls = [call for call in _calls(home.path) if call["ran"] or call["failed"]]
+    calls = [call for call in _calls(home.path) if call["ran"] or call["failed"] or call.get("stopped")]
     last: Mapping[str, Any] = calls[-1] if calls else {}
     return {
         "name": plan["name"],

@@ -113,6 +113,54 @@ def test_kill_9_loses_no_finished_cell_and_two_processes_never_run_a_cell_twice(
     assert all(after[cell] == before[cell] for cell in before)
 
 
+CONFIG = """
+import dataclasses
+from tests.study.tiny import BATCH, RUN, STUDY, Budget
+run = dataclasses.replace(RUN, budget=Budget(updates=20_000), evaluate_at=(1.0,))
+study = lambda: dataclasses.replace(STUDY, run=run, base_cells=False)
+"""
+
+
+def children(pid):
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
+def test_workers_end_with_their_coordinator_however_it_ends(cache, tmp_path, number, code):
+    (tmp_path / "config.py").write_text(CONFIG)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dynamics.cli", "study", "run", str(tmp_path / "config.py"), "--way", "workers",
+         "--workers", "1", "--output", str(tmp_path)],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "DYNAMICS_CACHE": str(cache), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    for line in process.stderr:
+        if "volume" in line:
+            break
+    workers = children(process.pid)
+    assert workers
+    process.send_signal(number)
+    _, words = process.communicate(timeout=30)
+    assert process.returncode == code
+    limit = time.monotonic() + 5
+    while any(is_alive(pid) for pid in workers):
+        assert time.monotonic() < limit, "a worker outlives its coordinator"
+        time.sleep(0.05)
+    assert study_status(tmp_path / "tiny").count("running") == 0
+    if number == signal.SIGTERM:
+        assert "stopped by SIGTERM; everything finished is saved" in words
+        call = json.loads((tmp_path / "tiny" / "calls.jsonl").read_text())
+        assert (call["stopped"], call["ran"]) == (True, 0)
+
+
 def test_ctrl_c_ends_the_study_at_once_and_the_next_run_goes_on(cache, tmp_path):
     process = start(tmp_path, cache)
     read_until(process, r"^1$")
