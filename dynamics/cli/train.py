@@ -23,6 +23,8 @@ def train(options: argparse.Namespace) -> int:
         print(json.dumps({"folder": str(folder), "scores": scores}))
         return 0
     record = scores["run"]
+    for reason in record["walked_back"]:
+        print(f"note: a damaged checkpoint was not used: {reason}", file=sys.stderr)
     loss = "none" if record["final_loss"] is None else f"{record['final_loss']:.4f}"
     print(f"{folder}: {record['steps']} steps, {record['tokens']:,} tokens, final training loss {loss}")
     print(f"parameters of step {scores['chosen']['step']} ({scores['chosen']['rule']}); test:")

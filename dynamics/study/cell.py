@@ -11,6 +11,7 @@ import numpy as np
 
 from dynamics import config, tree
 from dynamics.data.mixture import Mixture, Slices
+from dynamics.errors import UserError
 from dynamics.eval.ability_eval import ItemResult, evaluate_prepared
 from dynamics.model.llama import abstract
 from dynamics.model.sharding import shardings_for
@@ -65,6 +66,7 @@ class Training:
             split: workspace.evaluation(run, split, row_shards=row_groups(self.mesh)) for split in ("valid", "test")
         }
         self.curve: list[dict[str, Any]] = []  # changed in place only: it is part of every checkpoint's meta
+        self.walked_back: list[str] = []  # why checkpoints of this run were not used; in every checkpoint's meta too
         self.eval_seconds = 0.0
         self.best_step = -1
         self._best: Any = None
@@ -145,17 +147,33 @@ class Training:
             volume = round(self.slices.num_records / len(self.slices.groups))
         return self.cell.coords | {"params": tree.num_parameters(abstract(self.shape)), "volume": volume}
 
-    def restored(self, checkpointer: Checkpointer) -> tuple[TrainState, tuple[str, ...]]:
-        """The state of the newest sound checkpoint, its curve and its best parameters; step 0 when there is none."""
+    def restored(self, checkpointer: Checkpointer) -> TrainState:
+        """The state of the newest sound checkpoint, its curve and its best parameters; step 0 when there is none.
+
+        Damaged ones are noted in `walked_back`. When the best parameters are damaged the run starts over: no later
+        state gives them back, and another choice would be another result.
+        """
         target = abstract_state(abstract(self.shape), self.run.optimizer, self.mesh)
         found = checkpointer.restore_latest(target)
+        self.walked_back += [*found.meta.get("walked_back", ()), *found.walked_back]
         if found.state is None:
-            return self.start(), found.walked_back
+            return self.start()
         self.curve[:] = found.meta["curve"]
         if self.curve:
             self.best_step = choose(self.curve, self.run.choose)
-            self._best = on_host(load_params(self._best_folder(self.best_step), abstract(self.shape))[0])
-        return found.state, found.walked_back
+            try:
+                self._best = on_host(load_params(self._best_folder(self.best_step), abstract(self.shape))[0])
+            except UserError as error:
+                self.walked_back.append(f"step {found.step}: not used, and the run started over: {error}")
+                self.curve.clear()
+                remove_checkpoints(self.folder)
+                return self.start()
+        return found.state
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What every checkpoint holds beside the state; the lists are changed in place."""
+        return {"curve": self.curve, "walked_back": self.walked_back}
 
     def _placed_best(self) -> Any:
         if self.mesh is None:
@@ -214,12 +232,20 @@ class Training:
             "wait_share": 0.0 if trained is None else trained.wait_share,
             "device": jax.default_backend(),
             "final_loss": None if trained is None else self._final_loss(),
-            "counts": self._counts() | {"unfinished_answers": sum(item.truncated for item in test)},
-        }
+            "walked_back": list(self.walked_back),
+            "counts": self._counts() | {
+                "unfinished_answers": sum(item.truncated for item in test),
+                "empty_batches": 0 if trained is None else sum(entry["weight"] == 0 for entry in self._logged()),
+                "damaged_checkpoints": len(self.walked_back),
+            },
+        }  # fmt: skip
+
+    def _logged(self) -> Sequence[Mapping[str, Any]]:
+        """Every step of the run, from the log: a resumed run has made only the last of them itself."""
+        return read_log(self.folder.path / "metrics.jsonl").entries
 
     def _final_loss(self) -> float | None:
-        """Training loss of the last step, from the log: a run resumed at its very end has made no step itself."""
-        entries = read_log(self.folder.path / "metrics.jsonl").entries
+        entries = self._logged()
         return entries[-1]["loss"] if entries else None
 
 
@@ -253,15 +279,12 @@ def train_cell(cell: Cell, folder: CellFolder, workspace: Workspace, report: Rep
             )  # fmt: skip
             return training.finish(trained)
         with Checkpointer(folder.path / "checkpoints", config=cell.id) as checkpointer:
-            state, walked_back = training.restored(checkpointer)
             trained = train(
-                state, training.batches(), step, until=training.steps, hooks=training.hooks(),
-                checkpointer=checkpointer, save_every=run.checkpoint_every, meta={"curve": training.curve}, log=log,
-                on_metrics=lambda at, _: training.note(at),
+                training.restored(checkpointer), training.batches(), step, until=training.steps,
+                hooks=training.hooks(), checkpointer=checkpointer, save_every=run.checkpoint_every, meta=training.meta,
+                log=log, on_metrics=lambda at, _: training.note(at),
             )  # fmt: skip
-    scores = training.finish(trained)
-    scores["run"]["walked_back"] = list(walked_back)
-    return scores
+    return training.finish(trained)
 
 
 def remove_checkpoints(folder: CellFolder) -> None:

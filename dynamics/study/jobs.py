@@ -129,7 +129,7 @@ def run_cell(cell: Cell, folder: CellFolder, workspace: Workspace, report: Calla
             return write_failure(folder, error)
         folder.clear_failure()
         remove_checkpoints(folder)
-        return {"state": "done", "ran": True, "notes": scores["run"].get("walked_back", [])}
+        return {"state": "done", "ran": True, "notes": scores["run"]["walked_back"]}
 
 
 def write_failure(folder: CellFolder, error: Exception) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def report_tables(results: Sequence[Mapping[str, Any]], growths: Sequence[Growth
         "transfer": tables.transfer_rows(growths),
         "budget": tables.budget_rows(results),
         "counts": tables.count_rows(results),
+        "damage": tables.damage_rows(results),
     }
 
 

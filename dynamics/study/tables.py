@@ -183,9 +183,20 @@ def count_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 def wait_share(results: Sequence[Mapping[str, Any]]) -> float | None:
     """Share of training time spent waiting for data, over all cells; None when no cell trained."""
-    trained = [r["run"] for r in results if r["run"].get("train_seconds") and r["run"].get("wait_share") is not None]
-    total = sum(run["train_seconds"] for run in trained)
-    return sum(run["wait_share"] * run["train_seconds"] for run in trained) / total if total else None
+    runs = [r["run"] for r in results if r["run"].get("train_seconds") and r["run"].get("wait_share") is not None]
+    # A cell's share is of its time after the first step, so that of all cells is weighted by this time.
+    seconds = [run["train_seconds"] - run.get("first_seconds", 0.0) for run in runs]
+    waited = sum(run["wait_share"] * each for run, each in zip(runs, seconds, strict=True))
+    return waited / sum(seconds) if sum(seconds) > 0 else None
+
+
+def damage_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """One row per checkpoint that was damaged and walked past, with the cell it belongs to."""
+    return [
+        {"cell": result["cell"], **result["coords"], "reason": reason}
+        for result in results
+        for reason in result["run"].get("walked_back", ())
+    ]
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -11,13 +11,14 @@ from dynamics.data.mixture import Blocked
 from dynamics.data.practice import Practice
 from dynamics.data.sources import Files
 from dynamics.errors import UserError
-from dynamics.study.cell import choose, plan_run
+from dynamics.study.cell import Training, choose, plan_run
 from dynamics.study.folder import CellFolder
 from dynamics.study.grid import Cell, coordinates
 from dynamics.study.jobs import run_cell
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import Base, Batch, Budget, base_identity, cell_id, source_fingerprint
 from dynamics.train.log import read_log
+from dynamics.train.loop import Interrupted
 
 from .tiny import RUN, SIZE, changed
 
@@ -180,27 +181,60 @@ def test_volume_0_scores_the_base_model(workspace, tmp_path):
     assert len(scores["curve"]) == 10
 
 
-def test_an_interrupted_run_ends_with_the_same_numbers(workspace, tmp_path, monkeypatch):
-    from dynamics.study.cell import Training
-    from dynamics.train.loop import Interrupted
+RESUMED = changed(RUN, checkpoint_every=1, budget=Budget(updates=6), evaluate_at=(0.34, 0.5, 1.0))
 
-    run = changed(RUN, checkpoint_every=1, budget=Budget(updates=6), evaluate_at=(0.34, 0.5, 1.0))
-    whole, whole_folder = finished(run, workspace, tmp_path / "whole")
 
-    stopped = Training.evaluate
+@pytest.fixture(scope="module")
+def unbroken(workspace, tmp_path_factory):
+    """RESUMED without a break: scores and folder."""
+    return finished(RESUMED, workspace, tmp_path_factory.mktemp("whole"))
+
+
+def interrupted_at_3(workspace, path):
+    """The folder of RESUMED, stopped in its evaluation of step 3; the newest checkpoint is of step 2."""
+    evaluate = Training.evaluate
 
     def stop_at_3(self, step, model):
-        stopped(self, step, model)
+        evaluate(self, step, model)
         if step == 3:
             raise Interrupted(2, step, True)
 
-    cell = as_cell(run)
-    folder = CellFolder(tmp_path / "parts" / cell.id)
-    monkeypatch.setattr(Training, "evaluate", stop_at_3)
-    with pytest.raises(KeyboardInterrupt):
-        run_cell(cell, folder, workspace, lambda fraction: None)
-    monkeypatch.undo()
+    cell = as_cell(RESUMED)
+    folder = CellFolder(path / cell.id)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "evaluate", stop_at_3)
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(cell, folder, workspace, lambda fraction: None)
     assert folder.state() == "to do"
+    return folder
+
+
+def flip_a_byte(folder):
+    """In the largest file of arrays below the folder."""
+    path = max((file for file in folder.rglob("*") if "arrays" in file.parts and file.is_file()),
+               key=lambda file: file.stat().st_size)  # fmt: skip
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damaged", ["checkpoints/00000002", "best/00000002"])
+def test_damage_is_walked_past_to_the_same_numbers_and_counted(workspace, unbroken, tmp_path, damaged):
+    folder = interrupted_at_3(workspace, tmp_path)
+    flip_a_byte(folder.path / damaged)
+    end = run_cell(as_cell(RESUMED), folder, workspace, lambda fraction: None)
+    scores = folder.scores()
+    assert all(scores[field] == unbroken[0][field] for field in ("chosen", "curve", "test", "valid"))
+    assert scores["run"]["counts"]["damaged_checkpoints"] == 1
+    assert scores["run"]["walked_back"] == end["notes"]
+    assert "step 2" in end["notes"][0]
+    assert unbroken[0]["run"]["counts"]["damaged_checkpoints"] == 0
+
+
+def test_an_interrupted_run_ends_with_the_same_numbers(workspace, unbroken, tmp_path):
+    run = RESUMED
+    whole, whole_folder = unbroken
+    folder = interrupted_at_3(workspace, tmp_path / "parts")
     parts, _ = finished(run, workspace, tmp_path / "parts")
     for field in ("chosen", "curve", "test", "valid"):
         assert parts[field] == whole[field]

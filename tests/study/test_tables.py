@@ -49,6 +49,8 @@ def test_waiting_is_weighed_by_training_time():
     made = [{"run": {"train_seconds": 1.0, "wait_share": 0.5}}, {"run": {"train_seconds": 3.0, "wait_share": 0.1}}]
     assert tables.wait_share(made) == pytest.approx(0.2)
     assert tables.wait_share([{"run": {"train_seconds": 0.0, "wait_share": 0.0}}]) is None
+    compiling = [{"run": {"train_seconds": 11.0, "first_seconds": 10.0, "wait_share": 0.5}}, made[1]]
+    assert tables.wait_share(compiling) == pytest.approx(0.2)  # the share is of the time after the first step
 
 
 def test_csv_reads_back_and_leaves_missing_values_empty(tmp_path):
