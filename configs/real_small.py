@@ -3,8 +3,9 @@
     dynamics study run configs/real_small.py --data-dir ../shared/data
 
 Data: a folder of public sample data (CMMLU, AGIEval-Gaokao, BELLE's eval set, Alpaca and preference demos; see
-dynamics/data/sample_sets.py), with the 49,953-piece Chinese LLaMA tokenizer that lies in it. Without --data-dir the
-folder is $DYNAMICS_DATA_DIR, else ../shared/data.
+dynamics/data/sample_sets.py), with the 49,953-piece Chinese LLaMA tokenizer that lies in it. They are written once, as
+ten ability files in DoIT's schema, and read by the loader that reads yours. Without --data-dir the folder is
+$DYNAMICS_DATA_DIR, else ../shared/data.
 Grid: 2 sizes x 3 volumes x 2 seeds, all ten abilities in every run, and the untuned base model of each size: 14 cells.
 The vocabulary makes these models larger than their names say: 3.4 and 5.4 million parameters, most in the embedding.
 

@@ -98,6 +98,9 @@ def test_a_cut_of_the_real_study_runs_on_the_real_files(shared_data, tmp_path):
     assert counts["rejected"] > 0, "the sample data hold repeats, which are counted"
     assert counts["too_long_test"] > 0
     assert (tmp_path / "study" / "rejected.jsonl").is_file()
+    # The ten sets were written in DoIT's schema, and the study read these files through the ordinary loader.
+    written = sorted((tmp_path / "cache" / "sources").glob("sample_sets-*/*/train.jsonl"))
+    assert [path.parent.name for path in written] == sorted(ABILITY_NAMES)
     # The published tokenizer: its pieces and four special tokens, padded.
     described = json.loads((tmp_path / "study" / "cells" / scores["cell"] / "run.json").read_text())
     assert described["shape"]["vocab_size"] == 49_984

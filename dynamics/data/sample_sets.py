@@ -23,18 +23,23 @@ becomes gold against two distractors in valid and test (`type` says "distractors
 trained on as a gold. Splits are drawn by hash of the question (of the passage where there is one), so questions about
 one passage stay together; valid and test get a fifth each, at most 100.
 
-A model tuned on this cannot be judged on CMMLU or AGIEval as wholes: their test questions are its training set. The
-CMMLU subjects that no ability uses stay unseen.
+A model tuned on this cannot be judged on CMMLU or AGIEval as wholes: their test questions are its training set. Of
+the CMMLU subjects that no ability uses the test questions stay unseen; the five dev questions of each, with their
+answers, are in the corpus that base models are pre-trained on.
+
+`SampleSets` builds the records; a study writes them to its cache in DoIT's schema, one folder for each ability, and
+reads those files through the ordinary loader (`SampleSets.on_disk`).
 """
 
 import functools
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dynamics.data.distractors import coarse_distractors, fine_distractor
+from dynamics.data.lines import read_lines
 from dynamics.data.sample_readers import Draft, Drafts, read_folder
 from dynamics.data.sources import (
     SPLITS,
@@ -45,7 +50,6 @@ from dynamics.data.sources import (
     file_digest,
     plain_text,
     write_jsonl,
-    write_rejected,
 )
 from dynamics.errors import UserError
 from dynamics.record import ABILITY_NAMES, Record, Turn
@@ -100,7 +104,7 @@ class SampleSets(Source):
                 f"abilities: {', '.join(ABILITY_NAMES)}"
             )
         built = self.built()
-        rejected = built.rejected.get(ability, ()) if split == "train" else ()
+        rejected = built.rejected_of(ability) if split == "train" else ()
         return Loaded(records=built.records[ability, split], rejected=rejected)
 
     def corpus(self) -> Iterator[str]:
@@ -117,26 +121,52 @@ class SampleSets(Source):
         return state.hexdigest()[:16]
 
     def write_files(self, folder: str | Path) -> dict[tuple[str, str], int]:
-        """Write {ability}/{split}.jsonl, corpus.jsonl and rejected.jsonl, which `Files` loads; returns the counts.
+        """Write {ability}/{split}.jsonl and corpus.jsonl, which `Files` loads, and rejected.jsonl; returns the counts.
 
-        The rejected lines of all sources go into rejected.jsonl, also those that belong to no ability.
+        The rejected lines of all sources go into rejected.jsonl with their ability, "" where it cannot be told.
         """
         folder, built = Path(folder), self.built()
         for (ability, split), records in built.records.items():
             write_jsonl(folder / ability / f"{split}.jsonl", (record.to_dict() for record in records))
         write_jsonl(folder / "corpus.jsonl", ({"text": text} for text in self.corpus()))
-        write_rejected(folder / "rejected.jsonl", (one for some in built.rejected.values() for one in some))
+        rejected = ((ability, one) for ability, some in built.rejected.items() for one in some)
+        write_jsonl(folder / "rejected.jsonl", ({**asdict(one), "ability": ability} for ability, one in rejected))
         return built.counts()
 
-    def as_files(self, cache: str | Path) -> Files:
-        """The same records as an ordinary `Files` source in a folder of `cache` that the fingerprint names.
+    def on_disk(self, cache: Path) -> "SampleFiles":
+        """A study writes the ten sets as files and reads them through the ordinary loader, as it would read yours."""
+        return self.as_files(cache)
+
+    def as_files(self, cache: str | Path) -> "SampleFiles":
+        """The same records as files in a folder of `cache` that the fingerprint names.
 
         Written once; rejected.jsonl comes last, so a folder without it was interrupted and is written again.
         """
         folder = Path(cache) / f"{self.name}-{self.fingerprint()}"
         if not (folder / "rejected.jsonl").is_file():
             self.write_files(folder)
-        return Files(data_dir=str(folder))
+        return SampleFiles(data_dir=str(folder))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleFiles(Files):
+    """Files that `SampleSets` wrote; the rows that gave no record count as rejected train lines of their ability."""
+
+    name: str = "sample_sets"
+
+    def load(self, ability: str, split: str) -> Loaded:
+        loaded = super().load(ability, split)
+        path = Path(self.data_dir) / "rejected.jsonl"
+        if split != "train" or not path.stat().st_size:
+            return loaded
+        rows = [dict(line.data) for line in read_lines(path)]
+        found = [Rejected(**row) for row in rows if _counted_with(row.pop("ability")) == ability]
+        return Loaded(records=loaded.records, rejected=(*loaded.rejected, *found))
+
+
+def _counted_with(ability: str) -> str:
+    """Rows whose ability cannot be told are counted with those of the first, so that no count leaves them out."""
+    return ability or ABILITY_NAMES[0]
 
 
 _FOLDERS = ("cmmlu", "agieval", "belle", "sft_dpo_demo", "instruction_testsets")
@@ -153,6 +183,10 @@ class Built:
     rejected: dict[str, tuple[Rejected, ...]]
     unused: dict[str, int]
     extra_text: tuple[str, ...]
+
+    def rejected_of(self, ability: str) -> tuple[Rejected, ...]:
+        """The rows that count as rejected train lines of an ability."""
+        return tuple(one for name, some in self.rejected.items() if _counted_with(name) == ability for one in some)
 
     def counts(self) -> dict[tuple[str, str], int]:
         """{(ability, split): records}."""

@@ -145,6 +145,11 @@ class Source:
         """16 hex digits that change when what load() or corpus() gives may have changed."""
         raise NotImplementedError
 
+    def on_disk(self, cache: Path) -> "Source":
+        """The source that a study reads: this one, or the files in `cache` that one of another format is written to."""
+        del cache  # for those that write
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class FoundFiles:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dynamics import config
 from dynamics.data.packing import LengthCounts, apply_length_policy
-from dynamics.data.sources import Rejected, write_rejected
+from dynamics.data.sources import Rejected, Source, write_rejected
 from dynamics.data.store import TokenStore
 from dynamics.data.template import Encoded, encode, tokenizer_specials
 from dynamics.data.tokenizer import Tokenizer, train_tokenizer
@@ -63,6 +63,14 @@ class Workspace:
             ) from error
         self.memory: dict[str, Any] = {}  # what this process has read or made, by fingerprint
 
+    def source(self, run: Run) -> Source:
+        """The source as it is read: one that is not of record files may first be written as such into the cache."""
+        key = config.fingerprint({"source": run.source, "content": source_fingerprint(run.source)})
+        if key not in self.memory:
+            with wait_for(self.folder / "sources" / ".lock"):
+                self.memory[key] = run.source.on_disk(self.folder / "sources")
+        return self.memory[key]
+
     def tokenizer(self, run: Run) -> Tokenizer:
         """The tokenizer of the run: a file, or trained on the source's text. Holds the template's special tokens."""
         identity = {"tokenizer": tokenizer_identity(run), "specials": tokenizer_specials(run.template)}
@@ -76,7 +84,7 @@ class Workspace:
         path = self.folder / "tokenizers" / f"{config.fingerprint(tokenizer_identity(run))}.model"
         with wait_for(path.with_suffix(".lock")):
             if not path.exists():
-                trained = train_tokenizer(run.source.tokenizer_texts(), vocab_size=run.vocab_size)
+                trained = train_tokenizer(self.source(run).tokenizer_texts(), vocab_size=run.vocab_size)
                 unfinished = path.with_name(f".{path.name}.{os.getpid()}")
                 trained.save(unfinished)
                 os.replace(unfinished, path)
@@ -106,7 +114,7 @@ class Workspace:
             with wait_for(folder.with_suffix(".lock")):
                 described = read_json(notes)
                 if not folder.is_dir() or described is None:
-                    described = _build_pool(run, tokenizer, folder, manifest)
+                    described = _build_pool(run, self.source(run), tokenizer, folder, manifest)
                     write_json(notes, described)
                 store = TokenStore.open(folder, manifest=manifest)
             self.memory[key] = _pool(store, described)
@@ -125,7 +133,7 @@ class Workspace:
         folder = self.folder / "tokens" / config.fingerprint(manifest)
         with wait_for(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                TokenStore.build(folder, _corpus_documents(run, tokenizer, length), manifest=manifest)
+                TokenStore.build(folder, _corpus_documents(self.source(run), tokenizer, length), manifest=manifest)
             return TokenStore.open(folder, manifest=manifest)
 
     def evaluation(self, run: Run, split: str, *, row_shards: int) -> tuple[Prepared, int]:
@@ -144,7 +152,7 @@ class Workspace:
         }
         key = config.fingerprint(identity)
         if key not in self.memory:
-            records, rejected = _evaluation_records(run, split)
+            records, rejected = _evaluation_records(self.source(run), split)
             prepared = prepare_evaluation(records, tokenizer, run.template, run.evaluation, row_shards=row_shards)
             self.memory[key] = (prepared, len(rejected))
         return self.memory[key]
@@ -154,9 +162,9 @@ class Workspace:
         lines: list[Rejected] = []
         for run in {source_fingerprint(run.source): run for run in runs}.values():
             for ability, count in self.pool(run).rejected.items():
-                lines += run.source.load(ability, "train").rejected if count else ()
+                lines += self.source(run).load(ability, "train").rejected if count else ()
             for split in ("valid", "test"):
-                lines += _evaluation_records(run, split)[1]
+                lines += _evaluation_records(self.source(run), split)[1]
         if lines:
             write_rejected(path, lines)
         else:
@@ -185,21 +193,23 @@ def check_volumes(cells: Sequence[Cell], workspace: Workspace) -> None:
         )
 
 
-def _evaluation_records(run: Run, split: str) -> tuple[list[Record], list[Rejected]]:
-    loaded = [run.source.load(ability, split) for ability in run.source.abilities()]
+def _evaluation_records(source: Source, split: str) -> tuple[list[Record], list[Rejected]]:
+    loaded = [source.load(ability, split) for ability in source.abilities()]
     records = [record for one in loaded for record in one.records]
     if not records:
-        raise UserError(f"source {run.source.name!r} has no {split} records; a study needs valid and test records")
+        raise UserError(f"source {source.name!r} has no {split} records; a study needs valid and test records")
     return records, [line for one in loaded for line in one.rejected]
 
 
-def _build_pool(run: Run, tokenizer: Tokenizer, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def _build_pool(
+    run: Run, source: Source, tokenizer: Tokenizer, folder: Path, manifest: dict[str, Any]
+) -> dict[str, Any]:
     """Encode every train record, apply the length policy, write the store; returns what `_pool` reads."""
     described: dict[str, Any] = {"ids": {}, "truncated": [], "counts": {}, "rejected": {}}
     documents: list[tuple[str, Encoded]] = []
     length = run.batch.length
-    for ability in run.source.abilities():
-        loaded = run.source.load(ability, "train")
+    for ability in source.abilities():
+        loaded = source.load(ability, "train")
         encoded = [
             (f"{ability}/{record.id}", encode(run.template, tokenizer, record.messages)) for record in loaded.records
         ]
@@ -211,9 +221,7 @@ def _build_pool(run: Run, tokenizer: Tokenizer, folder: Path, manifest: dict[str
         described["rejected"][ability] = len(loaded.rejected)
         documents += kept
     if not documents:
-        raise UserError(
-            f"source {run.source.name!r} has no train record left to learn from; see the counts of its files"
-        )
+        raise UserError(f"source {source.name!r} has no train record left to learn from; see the counts of its files")
     if not folder.is_dir():
         TokenStore.build(folder, documents, manifest=manifest)
     return described
@@ -229,10 +237,10 @@ def _pool(store: TokenStore, described: dict[str, Any]) -> Pool:
     )
 
 
-def _corpus_documents(run: Run, tokenizer: Tokenizer, length: int) -> Iterator[tuple[str, Encoded]]:
+def _corpus_documents(source: Source, tokenizer: Tokenizer, length: int) -> Iterator[tuple[str, Encoded]]:
     """Texts, each with an end token, long ones in pieces. A lone last token is left out: it predicts nothing."""
     end = tokenizer.eot_id if tokenizer.eos_id is None else tokenizer.eos_id
-    for number, text in enumerate(run.source.corpus()):
+    for number, text in enumerate(source.corpus()):
         ids = np.asarray([*tokenizer.encode(text), end], dtype=np.int32)
         for start in range(0, max(len(ids) - 1, 1), length):
             piece = ids[start : start + length]

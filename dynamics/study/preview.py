@@ -67,7 +67,7 @@ def _samples(run: Run, workspace: Workspace, pool: Pool, ability: str, rows: int
     wanted = _slice(run, pool, ability, min(rows, len(pool.ids[ability])))
     if not wanted:
         return []
-    records = {record.id: record for record in run.source.load(ability, "train").records}
+    records = {record.id: record for record in workspace.source(run).load(ability, "train").records}
     tokenizer = workspace.tokenizer(run)
     return [{"ability": ability, "parts": rendered(run.template, tokenizer, records[id])} for id in wanted]
 

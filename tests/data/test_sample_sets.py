@@ -14,7 +14,7 @@ from dynamics.data import sample_sets
 from dynamics.data.distractors import coarse_distractors, fine_distractor, is_chinese
 from dynamics.data.sample_readers import Draft, instruction_ability, question_key
 from dynamics.data.sample_sets import Built, SampleSets, split_drafts
-from dynamics.data.sources import SPLITS, plain_text
+from dynamics.data.sources import SPLITS, Rejected, plain_text
 from dynamics.errors import UserError
 from dynamics.record import ABILITY_NAMES, Turn
 
@@ -217,12 +217,21 @@ def test_written_files_load_through_the_ordinary_loader(source, built, tmp_path)
     assert files.abilities() == ABILITY_NAMES
     for (ability, split), records in built.records.items():
         loaded = files.load(ability, split)
-        assert (loaded.records, loaded.rejected) == (records, ())
+        assert loaded == source.load(ability, split)
+        assert loaded.records == records
     assert list(files.corpus()) == list(source.corpus())
     assert (folder / "rejected.jsonl").read_text(encoding="utf-8").count("\n") == sum(map(len, built.rejected.values()))
+    rejected = [one for ability in ABILITY_NAMES for one in files.load(ability, "train").rejected]
+    assert len(rejected) == sum(map(len, built.rejected.values())) > 0
     time = (folder / "math" / "train.jsonl").stat().st_mtime_ns
     assert source.as_files(tmp_path) == files
     assert (folder / "math" / "train.jsonl").stat().st_mtime_ns == time
+
+
+def test_rows_whose_ability_cannot_be_told_are_in_the_counts():
+    lost = Rejected(file="x", line=1, reason="r", text="t")
+    built = Built(records={}, rejected={"": (lost,), "math": (lost,)}, unused={}, extra_text=())
+    assert [len(built.rejected_of(ability)) for ability in ("biology", "history", "math")] == [1, 0, 1]
 
 
 @NEEDS_DATA
