@@ -111,7 +111,7 @@ def read_final(text: str) -> str | None:
 
     Differs from the published code in that an "=" ends at its line or sentence, that sqrt(...) and brackets count only
     at the end (theirs reads (2) out of "f(2) = 5"), that an unboxed \frac{a}{b} is a number (theirs reads b), and that
-    the English marks and the colon or 是 after a mark are known.
+    the English marks, the colon or 是 after a mark, and a unit right after a number (12元) are known.
     """
     text = _ANSWER_MARK.split(text)[-1].lstrip(" \t:：是为").strip()
     readers = (_last_boxed, _last_dollars, _bare_form, _after_equals, _last_number)
@@ -166,7 +166,9 @@ def _after_equals(text: str) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    found = re.findall(rf"(-?\\[dt]?frac\{{[^{{}}]*\}}\{{[^{{}}]*\}}|{_NUMBER})(?!\w)", text)
+    # Not \w: a Chinese unit may follow without a space (12元), but 12万 is another number.
+    end = r"(?![A-Za-z0-9_万亿千百十半]|[.,]\d)"
+    found = re.findall(rf"(-?\\[dt]?frac\{{[^{{}}]*\}}\{{[^{{}}]*\}}|{_NUMBER}){end}", text)
     return found[-1] if found else None
 
 
@@ -174,7 +176,7 @@ def same_value(one: str, other: str) -> bool:
     r"""Whether two final answers are the same number, list of numbers, or expression up to how LaTeX writes it.
 
     Numbers are compared as exact fractions (0.5, 1/2, \frac12, 50/100; 1,234 and 1234), lists in order and element
-    by element, everything else as normalised text.
+    by element, everything else as normalised text. Chinese units are left out (12元 is 12, 3万 is not 3).
 
     Source: the normalisations of `is_equiv` of the MATH data set (Hendrycks et al. 2021).
     """
@@ -197,6 +199,7 @@ def _normalise(text: str) -> str:
     text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{\s*([A-Za-z ]*)\}\s*$", lambda m: _unit(text, m), text)
     text = re.sub(r"^[A-Za-z]{1,2}\s*=\s*", "", text.strip())
     text = re.sub(r"\s+", "", text)
+    text = re.sub(rf"^((?:{_NUMBER})(?:/\d+)?)(?!.*[万亿千百十半])[\u4e00-\u9fff]+$", r"\1", text)
     text = re.sub(r"sqrt\(([^()]*)\)", r"\\sqrt{\1}", re.sub(r"\\sqrt\(", "sqrt(", text))
     text = re.sub(r"\\sqrt([^{\[\\])", r"\\sqrt{\1}", text)
     text = re.sub(r"\\frac([^{\\])([^{\\])", r"\\frac{\1}{\2}", text)

@@ -144,6 +144,9 @@ def test_letter_sets_must_be_equal_not_overlap():
         ("there are 3 cats and 12 dogs", "12"),
         ("it costs $12.50 in all", "12.50"),
         ("about 1,234 people", "1,234"),
+        ("一共要付12元。", "12"),
+        ("共1,234个，每个13.5元", "13.5"),
+        ("大约3万人", None),
         ("no number at all", None),
         ("", None),
     ],
@@ -173,6 +176,8 @@ def test_final_answers(text, final):
         ("\\text{even}", "even"),
         ("(0.5, 1]", "(\\frac{1}{2}, 1]"),
         ("−2", "-2"),
+        ("12元", "12"),
+        ("1/2小时", "0.5"),
     ],
 )
 def test_answers_of_one_value(one, other):
@@ -194,6 +199,8 @@ def test_answers_of_one_value(one, other):
         ("x + 1", "1 + x"),  # no symbolic equivalence
         ("", ""),
         ("12", "1"),
+        ("3万", "3"),
+        ("3个半", "3"),
     ],
 )
 def test_answers_of_different_value(one, other):
@@ -206,6 +213,11 @@ def test_fractions_are_equal_however_they_are_written(above, below, factor):
     plain, latex = f"{above}/{below}", f"\\frac{{{above * factor}}}{{{below * factor}}}"
     assert numeric(f"so the result is\n答案：{plain}", latex) == 1.0
     assert numeric(f"答案：{above + below}/{below}", latex) == 0.0
+
+
+def test_a_worked_answer_may_name_its_unit():
+    assert numeric("每个3元，4个是3*4=12元。", "12") == 1.0
+    assert numeric("一共12个苹果", "12") == 1.0
 
 
 @pytest.mark.parametrize(("text", "yes"), [("7", True), ("1/2", True), ("1,234", True), ("x", False), ("1, 2", False)])
