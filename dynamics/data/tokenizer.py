@@ -42,6 +42,7 @@ class Tokenizer:
         self.vocab_size: int = self._processor.get_piece_size()
         self.bos_id: int | None = _optional(self._processor.bos_id())
         self.eos_id: int | None = _optional(self._processor.eos_id())
+        self.unk_id: int | None = _optional(self._processor.unk_id())
 
     @staticmethod
     def load(path: str | Path, *, specials: Sequence[str] = SPECIALS) -> "Tokenizer":
@@ -130,7 +131,7 @@ class Tokenizer:
         if len(ids) != 1:
             raise UserError(
                 f"the tokenizer writes {letter!r} as {[self.piece(i) for i in ids]}, so its first id tells no letter "
-                "apart; use generation instead of likelihood, or a tokenizer trained with train_tokenizer"
+                "apart; use a tokenizer with a piece for it, such as one of train_tokenizer"
             )
         return ids[0]
 

@@ -138,17 +138,21 @@ def answer_letter_ids(
         first = int(text.tokens[np.flatnonzero(text.trained)[0]])
         if first in ids:
             raise UserError(
-                f"answers {ids[first]!r} and {letter!r} begin with the same token {tokenizer.piece(first)!r}; use "
-                "choice='generation' or a tokenizer with a piece for each option letter"
+                f"answers {ids[first]!r} and {letter!r} begin with the same token {tokenizer.piece(first)!r}, so "
+                "logits cannot tell them apart; use a tokenizer with a piece for each option letter"
             )
         ids[first] = letter
     return np.asarray(list(ids), np.int32)
 
 
 def _stop_ids(tokenizer: Tokenizer, template: Template) -> frozenset[int]:
-    """Every token that ends an answer: the template's own, and any that opens a turn or pads."""
-    known = (tokenizer.pad_id, tokenizer.user_id, tokenizer.assistant_id, tokenizer.eot_id, tokenizer.eos_id)
-    return frozenset(id for id in (*known, tokenizer.special_id(template.stop)) if id is not None)
+    """Every token that ends an answer: the template's own, any that opens a turn, begins or ends a text, or pads.
+
+    The unknown token is among them, as published: what follows it answers nothing.
+    """
+    turns = (tokenizer.user_id, tokenizer.assistant_id, tokenizer.eot_id, tokenizer.special_id(template.stop))
+    known = (*turns, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.pad_id)
+    return frozenset(id for id in known if id is not None)
 
 
 def _buckets(texts: Sequence[Encoded], settings: Evaluation, row_shards: int) -> tuple[Packed, ...]:

@@ -46,8 +46,14 @@ def test_letters_are_read_as_answers_are_trained(tokenizer):
     assert ids.tolist() != [tokenizer.bare_piece_id(letter) for letter in "ABCD"]
 
 
+def test_an_answer_ends_at_the_tokens_of_the_published_protocol(records, tokenizer):
+    names = ("<bos>", "<eos>", "<eot>", "<user>", "<assistant>", "<pad>")
+    stops = {tokenizer.special_id(name) for name in names} | {tokenizer.unk_id}
+    assert prepare(records, tokenizer, DOIT, SMALL).stop_ids == stops
+
+
 def test_letters_that_begin_alike_are_refused(tokenizer):
-    with pytest.raises(UserError, match=r"answers '甲' and '乙' begin with the same token '▁'; use choice="):
+    with pytest.raises(UserError, match=r"answers '甲' and '乙' begin with the same token '▁', so logits"):
         answer_letter_ids("甲乙", tokenizer, DOIT)
 
 
