@@ -52,6 +52,21 @@ def _command(
     return parser
 
 
+def _group(
+    root: "argparse._SubParsersAction[_Parser]", name: str, summary: str, commands: str, example: str
+) -> "argparse._SubParsersAction[_Parser]":
+    """A command of commands: `dynamics study ...`."""
+    parser = root.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return parser.add_subparsers(dest="subcommand", required=True, metavar=commands)
+
+
 def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, for machines")
 
@@ -68,9 +83,10 @@ def _config(parser: argparse.ArgumentParser, kind: str) -> None:
 
 
 def _study_commands(root: "argparse._SubParsersAction[_Parser]") -> None:
-    group = root.add_parser("study", help="run a study, see how far it is, write its report").add_subparsers(
-        dest="subcommand", required=True, metavar="run|status|report"
-    )
+    group = _group(
+        root, "study", "run a study, see how far it is, write its report", "run|status|report",
+        "dynamics study status results/practice",
+    )  # fmt: skip
     run = _command(
         group, "run", "study:run", "Run the cells of a study that are missing, then write its report.",
         "dynamics study run configs/practice.py --workers 2",
@@ -98,8 +114,8 @@ def _study_commands(root: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _data_commands(root: "argparse._SubParsersAction[_Parser]") -> None:
-    group = root.add_parser("data", help="see, check and write data").add_subparsers(
-        dest="subcommand", required=True, metavar="show|check|practice"
+    group = _group(
+        root, "data", "see, check and write data", "show|check|practice", "dynamics data show configs/practice.py"
     )
     show = _command(
         group, "show", "data:show",
@@ -154,9 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--records", nargs="+", help="score these record files in place of the run's own split")
     _json(evaluate)
     _data_commands(root)
-    model = root.add_parser("model", help="the named sizes").add_subparsers(
-        dest="subcommand", required=True, metavar="info"
-    )
+    model = _group(root, "model", "the named sizes", "info", "dynamics model info 7b")
     info = _command(
         model, "info", "model:info", "Show a named size: shapes, parameters, bytes.", "dynamics model info 7b"
     )

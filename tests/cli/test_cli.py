@@ -35,6 +35,13 @@ def test_every_command_has_help_with_an_example(capsys, command):
     assert "--debug" in out
 
 
+@pytest.mark.parametrize("command", [(), ("study",), ("data",), ("model",)], ids=" ".join)
+def test_every_group_of_commands_has_help_with_an_example(capsys, command):
+    code, out, _ = run(capsys, *command, "--help")
+    assert code == 0
+    assert f"example:\n  dynamics {' '.join(command)}" in out
+
+
 def test_help_and_import_load_neither_jax_nor_tensorflow():
     program = (
         "import sys, dynamics, dynamics.cli\n"
