@@ -5,6 +5,7 @@ Dimensions: g groups of rows (one per row shard), n trained positions of a group
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dynamics.errors import UserError
+from dynamics.model.sharding import constrain
 
 MicroBatch = Mapping[str, Array]  # one micro-batch of a DeviceBatch: the arrays without their first dimension
 Sums = dict[str, tuple[Array, Array]]  # metric -> (sum, weight); the caller divides once, after all micro-batches
@@ -112,8 +114,10 @@ def _logprobs(chunk: int, hidden: Array, head: Array, targets: Array) -> Array:
 
 
 def _logprobs_forward(chunk: int, hidden: Array, head: Array, targets: Array) -> tuple[Array, tuple[Array, ...]]:
+    whole = _gathered(head, hidden)
+
     def step(carry: None, piece: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
-        logits = _logits(piece[0], head)
+        logits = _logits(piece[0], whole)
         norm = jax.nn.logsumexp(logits, axis=-1)
         return carry, (_gold(logits, piece[1]) - norm, norm)
 
@@ -123,18 +127,36 @@ def _logprobs_forward(chunk: int, hidden: Array, head: Array, targets: Array) ->
 
 def _logprobs_backward(chunk: int, saved: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array, None]:
     hidden, head, targets, norms = saved
+    whole = _gathered(head, hidden)
 
     def step(d_head: Array, piece: tuple[Array, ...]) -> tuple[Array, Array]:
         x, norm, target, scale = piece
-        probabilities = jnp.exp(_logits(x, head) - norm[..., None])
-        return _head_gradients(d_head, x, head, probabilities, target, -scale)
+        probabilities = jnp.exp(_logits(x, whole) - norm[..., None])
+        return _head_gradients(d_head, x, whole, probabilities, target, -scale)
 
-    d_head, d_hidden = _by_chunks(step, _zeros_like(head), (hidden, norms, targets, cotangent), chunk=chunk)
-    return d_hidden, d_head.astype(head.dtype), None
+    start = _no_gradient(hidden, head)
+    d_head, d_hidden = _by_chunks(step, start, (hidden, norms, targets, cotangent), chunk=chunk)
+    return d_hidden, _over_groups(d_head).astype(head.dtype), None
 
 
-def _zeros_like(head: Array) -> Array:
-    return jnp.zeros(head.shape, jnp.float32)
+def _gathered(head: Array, hidden: Array) -> Array:
+    """The head in the type it is used in, on a mesh with its embed dimension gathered: once, not for every chunk."""
+    return constrain(head.astype(hidden.dtype), ("channels", "vocab"))
+
+
+def _no_gradient(hidden: Array, head: Array) -> Array:
+    """A zero gradient of the head, [d, v]; of several groups of rows [g, d, v], each to be kept on its own shard.
+
+    Summed into [d, v] at once, every chunk would cost a reduction over the whole mesh.
+    """
+    groups = math.prod(hidden.shape[:-2])
+    if groups == 1:
+        return jnp.zeros(head.shape, jnp.float32)
+    return constrain(jnp.zeros((groups, *head.shape), jnp.float32), ("batch", "channels", "vocab"))
+
+
+def _over_groups(d_head: Array) -> Array:
+    return d_head if d_head.ndim == 2 else d_head.sum(axis=0)
 
 
 def _head_gradients(
@@ -145,7 +167,11 @@ def _head_gradients(
     d_logits = (weights[..., None] * (probabilities - is_target)).astype(hidden.dtype)
     flat = d_logits.reshape(-1, d_logits.shape[-1])
     d_hidden = (flat @ head.astype(hidden.dtype).T).reshape(hidden.shape)
-    part = jnp.matmul(hidden.reshape(-1, hidden.shape[-1]).T, flat, preferred_element_type=jnp.float32)
+    if d_head.ndim == 2:
+        part = jnp.matmul(hidden.reshape(-1, hidden.shape[-1]).T, flat, preferred_element_type=jnp.float32)
+    else:
+        grouped = (x.reshape(len(d_head), -1, x.shape[-1]) for x in (hidden, flat))
+        part = jnp.einsum("gnd,gnv->gdv", *grouped, preferred_element_type=jnp.float32)
     return d_head + part, d_hidden
 
 
@@ -163,16 +189,17 @@ def _weighted_forward(
     def step(carry: tuple[Array, Array], piece: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         total, d_head = carry
         x, weight, target = piece
-        logits = _logits(x, head)
+        logits = _logits(x, whole)
         exponentials = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
         norm = jnp.sum(exponentials, axis=-1, keepdims=True)
         logprobs = _gold(logits, target) - jnp.max(logits, axis=-1) - jnp.log(norm[..., 0])
-        d_head, d_hidden = _head_gradients(d_head, x, head, exponentials / norm, target, weight)
+        d_head, d_hidden = _head_gradients(d_head, x, whole, exponentials / norm, target, weight)
         return (total - jnp.sum(weight * logprobs), d_head), d_hidden
 
-    start = (jnp.zeros((), jnp.float32), _zeros_like(head))
+    whole = _gathered(head, hidden)
+    start = (jnp.zeros((), jnp.float32), _no_gradient(hidden, head))
     (total, d_head), d_hidden = _by_chunks(step, start, (hidden, weights, targets), chunk=chunk)
-    return total, (d_hidden, d_head.astype(head.dtype))
+    return total, (d_hidden, _over_groups(d_head).astype(head.dtype))
 
 
 def _weighted_backward(chunk: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array, None, None]:

@@ -222,7 +222,10 @@ class Llama(nnx.Module):
     ) -> Float[Array, "b l d"]:
         """Hidden states after the final norm, in the compute dtype. Segment 0 is padding: finite, seen by nobody."""
         config = self.config
-        x = jnp.take(self.embedding[...], tokens, axis=0).astype(config.compute_dtype)
+        # Rows of the table are looked up whole: one split over `embed` would come back laid out by channels, and every
+        # device would rebuild the whole activation to lay it out by rows.
+        table = constrain(self.embedding[...], ("vocab", "channels"))
+        x = jnp.take(table, tokens, axis=0).astype(config.compute_dtype)
         x = constrain(x, ("batch", "length", "channels"))
         rope = rope_angles(config, positions)
 

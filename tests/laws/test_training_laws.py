@@ -1,5 +1,8 @@
 """Laws of training: any split of a batch, any mesh, any interruption is the same run."""
 
+import dataclasses
+import math
+import re
 import tempfile
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from train.tiny import OBJECTIVE, OPTIMIZER, batches, device_batch, fresh, model, open_batches, target
+from train.tiny import MODEL, OBJECTIVE, OPTIMIZER, batches, device_batch, fresh, model, open_batches, target
 
 from dynamics import tree
 from dynamics.model.sharding import MeshShape, make_mesh, num_row_shards
@@ -76,6 +79,23 @@ def test_every_mesh_gives_the_same_step(shape, micro):
     assert mesh_values["grad_norm"] == pytest.approx(values["grad_norm"], abs=1e-5)
     # The first moment is (1 - b1) times the gradient: equal moments are equal gradients.
     assert_same_state(state.opt_state.mu, expected.opt_state.mu, 1e-5)
+
+
+@pytest.mark.parametrize("shape", [MeshShape(data=8), MeshShape(data=2, fsdp=2, tensor=2)], ids=str)
+def test_the_head_is_gathered_and_its_gradient_reduced_once_not_for_every_chunk(shape):
+    chunk = 16 if shape.tensor > 1 else 4
+    mesh = make_mesh(shape)
+    step = make_step(dataclasses.replace(OBJECTIVE, chunk=chunk), OPTIMIZER, mesh)
+    batch = step.place(device_batch(0, 0, groups=num_row_shards(mesh)))
+    assert batch["trained_index"].shape[-1] > chunk
+    program = step.lower(fresh(mesh=mesh), batch).compile().as_text()
+    found = re.findall(r"= (\S+|\(.*?\)) (all-[a-z-]+|reduce-scatter|collective-permute)\(.*op_name=\"(.*?)\"", program)
+    # A look-up in a split embedding table, left to the compiler, rebuilds the whole activation on every device.
+    assert {kind for _, kind, _ in found} <= {"all-reduce", "all-gather", "reduce-scatter"}
+    inside = [shapes for shapes, _, name in found if "while/body" in name]
+    sizes = [math.prod(map(int, dims.split(","))) for shapes in inside for dims in re.findall(r"\[([\d,]+)\]", shapes)]
+    assert inside
+    assert max(sizes, default=0) <= chunk * MODEL.d_model  # hidden states, but nothing of the head's size
 
 
 @pytest.mark.parametrize("shape", MESHES[1:], ids=str)
