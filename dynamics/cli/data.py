@@ -5,29 +5,37 @@ import collections
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dynamics.cli import EXIT_USER
 from dynamics.cli.options import load_study
 from dynamics.errors import UserError
+from dynamics.record import Record
 
 
 def check(options: argparse.Namespace) -> int:
-    """Every bad line of the files and folders, with file, line and field; exit code 2 when there is one."""
+    """Every bad line of the files and folders, with file, line and field; exit code 2 when there is one.
+
+    Of a folder also the records that stand in two splits of one ability.
+    """
     from dynamics.data.sources import read_jsonl
 
-    files, bad, unread = [], [], []
+    files, bad, problems = [], [], []
+    owners: dict[str, dict[str, str]] = {}  # {folder and ability: {record: the file that has it}}
     for given in options.files:
-        for path, ability in _files_of(Path(given), unread):
+        in_folder = Path(given).is_dir()
+        for path, ability in _files_of(Path(given), problems):
             try:
                 loaded = read_jsonl(path, ability=ability, on_bad_record="skip")
             except UserError as error:
-                unread.append(str(error))
+                problems.append(str(error))
                 continue
             abilities = collections.Counter(record.ability for record in loaded.records)
             bad.extend(loaded.rejected)
+            if in_folder:
+                problems += _in_two_splits(owners.setdefault(f"{given} {ability}", {}), loaded.records, path)
             files.append(
                 {
                     "file": str(path),
@@ -36,12 +44,12 @@ def check(options: argparse.Namespace) -> int:
                     "abilities": dict(sorted(abilities.items())),
                 }
             )
-    code = EXIT_USER if bad or unread else 0
+    code = EXIT_USER if bad or problems else 0
     if options.json:
         rejected = [dataclasses.asdict(line) for line in bad]
-        print(json.dumps({"files": files, "rejected": rejected, "unread": unread}, ensure_ascii=False))
+        print(json.dumps({"files": files, "rejected": rejected, "problems": problems}, ensure_ascii=False))
         return code
-    for message in [*(f"{line.file}:{line.line}: {line.reason}" for line in bad), *unread]:
+    for message in [*(f"{line.file}:{line.line}: {line.reason}" for line in bad), *problems]:
         print(message, file=sys.stderr)
     for row in files:
         names = ", ".join(f"{name} {count}" for name, count in row["abilities"].items()) or "none"
@@ -49,9 +57,19 @@ def check(options: argparse.Namespace) -> int:
     return code
 
 
-def _files_of(given: Path, unread: list[str]) -> Iterator[tuple[Path, str | None]]:
+def _in_two_splits(owners: dict[str, str], records: Sequence[Record], path: Path) -> list[str]:
+    """A line for the records that stood in another split of this ability before; the others are noted as this one's."""
+    again = [owners[record.id] for record in records if record.id in owners]
+    owners |= {record.id: str(path) for record in records if record.id not in owners}
+    return [
+        f"{path}: {count} of its records stand in {other} too; leave them in one split, or what is trained on is tested"
+        for other, count in collections.Counter(again).items()
+    ]
+
+
+def _files_of(given: Path, problems: list[str]) -> Iterator[tuple[Path, str | None]]:
     """(file, ability that its place says); of a folder every file of its layout, as a study would read it."""
-    from dynamics.data.sources import Files, ability_of_file
+    from dynamics.data.sources import SPLITS, Files, ability_of_file
 
     if not given.is_dir():
         yield given, ability_of_file(given)
@@ -62,9 +80,9 @@ def _files_of(given: Path, unread: list[str]) -> Iterator[tuple[Path, str | None
         if found.corpus is not None:
             collections.deque(source.corpus(), maxlen=0)
     except UserError as error:
-        unread.append(str(error))
+        problems.append(str(error))
         return
-    for (ability, _), path in found.files.items():
+    for (ability, _), path in sorted(found.files.items(), key=lambda item: (item[0][0], SPLITS.index(item[0][1]))):
         yield path, ability
 
 

@@ -139,7 +139,8 @@ def test_check_names_every_bad_line_and_fails(capsys, tmp_path):
 def test_check_reads_a_folder_as_a_study_would_and_every_file_whatever_the_others_are(capsys, tmp_path):
     (tmp_path / "math").mkdir()
     for split in ("train", "valid"):  # no line names its ability: the folder does
-        (tmp_path / "math" / f"{split}.jsonl").write_text(json.dumps({"instruction": "a?", "output": "b"}) + "\n")
+        row = {"instruction": f"{split}?", "output": "b"}
+        (tmp_path / "math" / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "math" / "test.jsonl").write_text("")
     code, out, err = run(capsys, "data", "check", str(tmp_path))
     assert (code, err.count("\n"), out.count("1 records, 0 rejected (math 1)")) == (2, 1, 2)
@@ -149,7 +150,18 @@ def test_check_reads_a_folder_as_a_study_would_and_every_file_whatever_the_other
     assert json.loads(out)["files"][0]["abilities"] == {"math": 1}
     code, out, _ = run(capsys, "data", "check", str(tmp_path / "no"), str(tmp_path), "--json")
     assert code == 2
-    assert (len(json.loads(out)["files"]), len(json.loads(out)["unread"])) == (2, 2)
+    assert (len(json.loads(out)["files"]), len(json.loads(out)["problems"])) == (2, 2)
+
+
+def test_check_finds_what_is_trained_on_and_tested_too(capsys, tmp_path):
+    for split in ("train", "valid", "test"):
+        rows = [{"instruction": "the same", "output": "b"}] * (split != "valid") + [
+            {"instruction": split, "output": "b"}
+        ]
+        (tmp_path / f"math_{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    code, _, err = run(capsys, "data", "check", str(tmp_path))
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{tmp_path}/math_test.jsonl: 1 of its records stand in {tmp_path}/math_train.jsonl too" in err
 
 
 def test_the_practice_set_as_files_is_read_back(capsys, tmp_path):
