@@ -43,6 +43,7 @@ format: $(STAMP) ## apply the formatter and the safe fixes
 	$(BIN)/ruff format .
 
 benchmark: $(STAMP) ## measure the training step at the reference workload
+	mkdir -p benchmarks/results
 	$(BIN)/python benchmarks/train_step.py --json benchmarks/results/train_step.json --plot benchmarks/results/train_step.png
 
 docs: $(STAMP) ## build the documentation into docs/_build

@@ -272,13 +272,19 @@ def volume_places(volumes: np.ndarray) -> np.ndarray:
     return np.where(volumes > 0, places, left)
 
 
+_LABEL_ROOM = 1.5  # factors of 4 between two labels of a crowded axis
+
+
 def _volume_axis(axes: Axes, volumes: Sequence[int]) -> None:
     places = volume_places(np.array(volumes))
     axes.xaxis.set_major_locator(FixedLocator(list(places)))
     axes.xaxis.set_minor_locator(NullLocator())
     labels = dict(zip(places, (_count(volume) for volume in volumes), strict=True))
-    if len(places) > 6:  # every second label, counted from the largest volume; volume 0 keeps its own
-        labels = {place: labels[place] for place in [*places[::-2], *places[: volumes[0] == 0]]}
+    if len(places) > 6:  # from the largest volume down, those with room between them; volume 0 keeps its own
+        shown = [places[-1]]
+        for place in reversed(places):
+            shown += [place] if shown[-1] - place >= _LABEL_ROOM else []
+        labels = {place: labels[place] for place in [*shown, *places[: volumes[0] == 0]]}
     axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: labels.get(place, "")))
     axes.set_xlim(places[0] - 0.35, places[-1] + 0.35)
     axes.grid(visible=False, axis="x")

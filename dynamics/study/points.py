@@ -40,6 +40,10 @@ class Bootstrap:
     seed: int = 0
 
 
+# Slopes of scores that are all alike come out as 1e-17 and not as 0; such an interval excludes nothing.
+ROUNDING = 1e-9
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Interval:
     """An estimate and the ends of its bootstrap interval; NaN where there is no data."""
@@ -50,11 +54,11 @@ class Interval:
 
     @property
     def positive(self) -> bool:
-        return self.low > 0
+        return self.low > ROUNDING
 
     @property
     def negative(self) -> bool:
-        return self.high < 0
+        return self.high < -ROUNDING
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -162,7 +162,7 @@ def _figures(growth: Growth) -> list[tuple[str, Any, str, str]]:
             figures.growth_figure(growth, of="score"),
             "Score against volume",
             f"Small dots: single seeds; line: their mean; {band}; dashed: chance{apart}. "
-            "Dotted: power law fitted to 1 − score, where one could be fitted. Every step right is 4× more data.",
+            "Dotted: power law fitted to 1 − score, where one could be fitted. The axis of records is logarithmic.",
         ),
         (
             "loss",

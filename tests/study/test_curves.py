@@ -10,6 +10,7 @@ from dynamics.errors import UserError
 from dynamics.study.curves import OVERALL, Bootstrap, analyze
 from dynamics.study.fits import fit_log_linear, fit_power_law, solve_power
 from dynamics.study.points import (
+    Interval,
     interval,
     item_weights,
     mean_over_abilities,
@@ -356,3 +357,9 @@ def test_a_full_study_is_analyzed_in_seconds():
     (growth,) = analyze(made, bootstrap=Bootstrap(draws=1000))
     assert time.process_time() - start < 10
     assert len(growth.scores) == (len(TRUTH) + 1) * 3
+
+
+def test_an_interval_of_rounding_errors_excludes_nothing():
+    assert not Interval(value=1e-17, low=1e-18, high=1e-16).positive
+    assert not Interval(value=-1e-17, low=-1e-16, high=-1e-18).negative
+    assert Interval(value=0.01, low=0.001, high=0.02).positive

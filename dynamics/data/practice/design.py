@@ -66,7 +66,7 @@ DESIGN: dict[str, Expectation] = {
     ),
     "chinese": Expectation(
         volume="needs volume",
-        size="larger is better",
+        size="little",
         chance=1 / 8,
         ceiling=1.0,
         num_facts=128,
