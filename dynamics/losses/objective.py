@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dynamics.errors import UserError
-from dynamics.model.sharding import constrain
+from dynamics.model.sharding import active_row_shards, constrain
 
 MicroBatch = Mapping[str, Array]  # one micro-batch of a DeviceBatch: the arrays without their first dimension
 Sums = dict[str, tuple[Array, Array]]  # metric -> (sum, weight); the caller divides once, after all micro-batches
@@ -145,12 +145,12 @@ def _gathered(head: Array, hidden: Array) -> Array:
 
 
 def _no_gradient(hidden: Array, head: Array) -> Array:
-    """A zero gradient of the head, [d, v]; of several groups of rows [g, d, v], each to be kept on its own shard.
+    """A zero gradient of the head, [d, v]; on a mesh [g, d, v], that of each group of rows on the group's own shard.
 
     Summed into [d, v] at once, every chunk would cost a reduction over the whole mesh.
     """
     groups = math.prod(hidden.shape[:-2])
-    if groups == 1:
+    if groups == 1 or groups != active_row_shards():
         return jnp.zeros(head.shape, jnp.float32)
     return constrain(jnp.zeros((groups, *head.shape), jnp.float32), ("batch", "channels", "vocab"))
 

@@ -83,6 +83,12 @@ def num_row_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
+def active_row_shards() -> int:
+    """In how many parts the active mesh splits the rows of a batch; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in ROW_AXES if axis in mesh.axis_names)
+
+
 def activate(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     """Within it, `constrain` means this mesh; may be entered inside a traced function. None: constraints do nothing."""
     if mesh is None:
