@@ -17,7 +17,7 @@ from dynamics.study.folder import CellFolder, read_json
 from dynamics.study.grid import Cell, coordinates
 from dynamics.study.jobs import run_cell
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Run, cell_id
+from dynamics.study.run import Run, cell_id, source_fingerprint
 from dynamics.train.checkpoint import load_params
 
 CHECKPOINTS = 20  # about so many in a run that names no `checkpoint_every` of its own
@@ -61,7 +61,8 @@ def score_run(
     A file's ability is read off its place (math/test.jsonl, math_test.jsonl) where its records name none. A bad line of
     such a file is an error; a record that was there before, in this file or another, is left out and counted.
 
-    Raises UserError when the folder is no run's, or the run kept no parameters (`keep_parameters=True` keeps them).
+    Raises UserError when the folder is no run's, when the run kept no parameters (`keep_parameters=True` keeps them),
+    and when its tokenizer, or the records of its split, are no longer those it was made with.
     """
     home = Path(folder)
     described = read_json(home / "run.json")
@@ -70,6 +71,7 @@ def score_run(
     if not (home / "parameters").is_dir():
         raise UserError(f"{home} holds no parameters; run it with keep_parameters=True, or finish it first")
     run: Run = config.from_plain(described["run"])
+    _check_unchanged(home, described, run, workspace, own_records=not files)
     shape = workspace.model_shape(run)
     model, _ = load_params(home / "parameters", abstract(shape))
     mesh = run_mesh(run)
@@ -80,6 +82,23 @@ def score_run(
         tokenizer = workspace.tokenizer(run)
         prepared = prepare(records, tokenizer, run.template, run.evaluation, row_shards=row_groups(mesh))
     return aggregate(evaluate_prepared(model, prepared, mesh=mesh)), num_rejected
+
+
+def _check_unchanged(
+    home: Path, described: dict[str, Any], run: Run, workspace: Workspace, *, own_records: bool
+) -> None:
+    """Other ids, or a test set that the run may have been trained on, would give scores that mean nothing."""
+    if described.get("tokenizer") != workspace.tokenizer(run).fingerprint:
+        raise UserError(
+            f"{home} was trained with tokenizer {described.get('tokenizer')}, but its settings now give "
+            f"{workspace.tokenizer(run).fingerprint}; put the old tokenizer file or data back, or train again"
+        )
+    then = described.get("identity", {}).get("source")
+    if own_records and then != source_fingerprint(run.source):
+        raise UserError(
+            f"the records of source {run.source.name!r} have changed since {home} was trained on them "
+            f"(fingerprint {then}, now {source_fingerprint(run.source)}); put them back, or name files with --records"
+        )
 
 
 def _records_of(files: Sequence[str | Path]) -> tuple[list[Record], int]:

@@ -1,6 +1,7 @@
 """One run without a study: what it leaves in its folder, and scoring it again on records of yours."""
 
 import json
+import shutil
 
 import pytest
 
@@ -67,6 +68,23 @@ def test_files_of_yours_are_scored_and_what_stands_twice_is_counted(trained, wor
     (tmp_path / "math_test.jsonl").write_text("")
     with pytest.raises(UserError, match=r"math_test\.jsonl is empty"):
         score_run(folder, workspace, files=files)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda told: told | {"tokenizer": "0123"}, r"was trained with tokenizer 0123, but .* put the old tokenizer"),
+        (lambda told: told | {"identity": told["identity"] | {"source": "4567"}}, r"have changed since .*4567"),
+        (lambda told: {"run": {"class": "dynamics.no:Run"}}, "which this version of dynamics does not have"),
+        (lambda told: {}, "is not the folder of a run"),
+    ],
+)
+def test_a_run_is_not_scored_with_what_it_was_not_made_with(trained, workspace, tmp_path, change, message):
+    shutil.copytree(trained[0], tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(UserError, match=message):
+        score_run(tmp_path / "run", workspace)
 
 
 def test_the_command_shows_everything_that_was_left_out(trained, workspace, capsys, monkeypatch):
