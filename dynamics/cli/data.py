@@ -132,15 +132,13 @@ def _print_preview(view: dict[str, Any]) -> None:
 
     console = Console()
     volumes = view["volumes"]
-    table = Table(
-        title=f"{view['name']}: records (tokens, trained tokens) of the slice of seed {view['seed']}", box=None
-    )
+    table = Table(title=f"{view['name']}: tokens, trained ones below; slices of seed {view['seed']}", box=None)
     table.add_column("ability", no_wrap=True)
     table.add_column("pool", justify="right")
     for volume in volumes:
-        table.add_column(str(volume), justify="right")
+        table.add_column(str(volume), justify="right", overflow="fold")  # a number is never cut
     for row in view["abilities"]:
-        cells = [f"{_short(cell['tokens'])} ({_short(cell['trained'])})" for cell in row["volumes"]]
+        cells = [f"{_short(cell['tokens'])}\n[green]{_short(cell['trained'])}[/]" for cell in row["volumes"]]
         table.add_row(row["ability"], f"{row['pool']:,}", *cells)
     console.print(table)
     for name, count in view["counts"].items():
