@@ -1,4 +1,8 @@
-"""How much faster the workers together are than one run after another: the same steps, timed both ways, in turns."""
+"""How much faster the workers together are than one run after another: the same steps, timed each way, in turns.
+
+One after another is this process on all its cores, as a plain training script runs; the speed-up is over its rate. One
+worker alone, pinned to its core, is timed as well: what a core does when the others are idle.
+"""
 
 import dataclasses
 import statistics
@@ -10,6 +14,7 @@ from typing import Any
 import jax
 
 from dynamics import config, tree
+from dynamics.allocator import keep_freed_memory
 from dynamics.model.llama import abstract, init
 from dynamics.study.cell import plan_run
 from dynamics.study.course import device_batches
@@ -52,22 +57,24 @@ def time_steps(run: Run, workspace: Workspace, steps: int) -> dict[str, float]:
 
 
 def measure_speedup(study: Study, pool: Sequence[Worker], workspace: Workspace) -> dict[str, Any]:
-    """Model-steps a second of the workers together and of this process alone, on the study's smallest size.
+    """Model-steps a second of the workers together, of this process alone and of one worker alone.
 
-    The two take turns, so that a busy machine burdens both; each rate is the median over the turns. This process uses
-    all its cores, as a plain training script would.
+    On the study's smallest size. They take turns, so that a busy machine burdens all alike; each rate is the median
+    over the turns.
     """
+    keep_freed_memory()  # as the workers do, and this process when it runs the cells itself
     run = smallest_run(study, workspace)
     message = {"kind": "speed", "run": config.to_plain(run), "cache": str(workspace.folder), "steps": 10}
     _all_at_once(pool, message)  # compiles
     first = time_steps(run, workspace, 10)
     message["steps"] = steps = max(10, min(_MOST_STEPS, round(first["steps"] / first["seconds"] * _TURN_SECONDS)))
-    alone, together = [], []
+    turns: dict[str, list[float]] = {"one_after_another": [], "one_worker_alone": [], "workers": []}
     for _ in range(_TURNS):
         here = time_steps(run, workspace, steps)
-        alone.append(here["steps"] / here["seconds"])
-        together.append(_all_at_once(pool, message))
-    rates = {"one_after_another": statistics.median(alone), "workers": statistics.median(together)}
+        turns["one_after_another"].append(here["steps"] / here["seconds"])
+        turns["one_worker_alone"].append(_all_at_once(pool[:1], message))
+        turns["workers"].append(_all_at_once(pool, message))
+    rates = {name: statistics.median(each) for name, each in turns.items()}
     return {
         "size": run.size_name,
         "params": tree.num_parameters(abstract(workspace.model_shape(run))),
@@ -76,7 +83,7 @@ def measure_speedup(study: Study, pool: Sequence[Worker], workspace: Workspace) 
         "workers": len(pool),
         "steps_per_second": rates,
         "speedup": rates["workers"] / rates["one_after_another"],
-        "turns": {"one_after_another": alone, "workers": together},
+        "turns": turns,
         "time": time.time(),
     }
 

@@ -54,7 +54,9 @@ def test_two_workers_give_bit_for_bit_what_one_gives_cell_after_cell(cache, tmp_
         assert (mine["test"], mine["curve"]) == (theirs["test"], theirs["curve"])
     # The measurement ran with the study and stays beside its results.
     assert two.speedup is not None
-    assert two.speedup["steps_per_second"]["workers"] > 0
+    rates = two.speedup["steps_per_second"]
+    assert set(rates) == {"one_after_another", "one_worker_alone", "workers"}
+    assert two.speedup["speedup"] == rates["workers"] / rates["one_after_another"]
     assert json.loads((tmp_path / "two" / "speedup.json").read_text())["speedup"] == two.speedup["speedup"]
 
 
