@@ -16,6 +16,7 @@ from typing import Any, Literal
 from dynamics import config
 from dynamics.allocator import keep_freed_memory
 from dynamics.errors import UserError
+from dynamics.model.sharding import MeshShape
 from dynamics.study.folder import StudyFolder, read_json, write_json
 from dynamics.study.grid import Cell, Study
 from dynamics.study.progress import OnProgress, Running, View, label
@@ -286,7 +287,11 @@ class Coordinator:
 
 
 def choose_way(way: Way, study: Study) -> Literal["workers", "vmap", "singles"]:
-    """Workers on CPU; on an accelerator one vmapped step while members are small, else one run after another."""
+    """Workers on CPU; on an accelerator one vmapped step while members are small, else one run after another.
+
+    Runs that need all devices for themselves (a mesh), or that are to go on from checkpoints of their own, which a
+    population does not write, go one after another too. A way that cannot do what the run asks is a UserError.
+    """
     if way not in ("auto", "workers", "vmap", "singles"):
         raise UserError(f"way={way!r}; allowed: auto, workers, vmap, singles")
     import jax
@@ -294,12 +299,24 @@ def choose_way(way: Way, study: Study) -> Literal["workers", "vmap", "singles"]:
     platform = jax.default_backend()
     if way == "workers" and platform != "cpu":
         raise UserError(f"way='workers' pins processes to CPU cores, and JAX runs on {platform}; use vmap or singles")
+    meshed = study.run.mesh != MeshShape()
+    if way in ("workers", "vmap") and meshed:
+        raise UserError(
+            f"way={way!r} gives every run one device, and the run has {study.run.mesh}; use singles, or no mesh"
+        )
+    if way == "vmap" and study.run.checkpoint_every:
+        raise UserError(
+            f"way='vmap' writes no checkpoints inside a run, and checkpoint_every={study.run.checkpoint_every}; "
+            "use singles, or checkpoint_every=0"
+        )
     if way != "auto":
         return way
+    if meshed:
+        return "singles"
     if platform == "cpu":
         return "workers"
     largest = max(_dense_parameters(size) for size in (study.sizes or (study.run.size,)))
-    return "vmap" if largest <= _LARGEST_MEMBER else "singles"
+    return "vmap" if largest <= _LARGEST_MEMBER and not study.run.checkpoint_every else "singles"
 
 
 def _dense_parameters(size: Any) -> int:

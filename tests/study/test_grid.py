@@ -8,6 +8,8 @@ from dynamics import config
 from dynamics.data.mixture import Blocked, Interleaved
 from dynamics.data.practice import Practice
 from dynamics.errors import UserError
+from dynamics.model.sharding import MeshShape
+from dynamics.study.coordinator import choose_way
 from dynamics.study.execution import run_study
 from dynamics.study.folder import StudyFolder
 from dynamics.study.grid import Study, coordinates
@@ -155,3 +157,15 @@ def test_wrong_ways_and_worker_counts_are_named(tmp_path):
         run_study(STUDY, tmp_path, workers=0)
     with pytest.raises(UserError, match="allowed: auto, workers, vmap, singles"):
         run_study(STUDY, tmp_path, way="fast")
+
+
+def test_runs_on_a_mesh_or_with_checkpoints_are_given_a_way_that_can_do_it(tmp_path):
+    meshed = dataclasses.replace(STUDY, run=changed(RUN, mesh=MeshShape(data=2)))
+    saving = dataclasses.replace(STUDY, run=changed(RUN, checkpoint_every=5))
+    assert choose_way("auto", STUDY) == choose_way("auto", saving) == "workers"
+    assert choose_way("auto", meshed) == "singles"
+    for way in ("workers", "vmap"):
+        with pytest.raises(UserError, match=r"gives every run one device.*use singles"):
+            run_study(meshed, tmp_path, way=way)
+    with pytest.raises(UserError, match="writes no checkpoints inside a run, and checkpoint_every=5"):
+        run_study(saving, tmp_path, way="vmap")

@@ -148,6 +148,15 @@ def test_a_partial_study_says_what_is_missing_and_why(partial):
     assert "speed-up not measured" in said
 
 
+def test_damaged_checkpoints_are_shown_with_their_reasons(tmp_path):
+    truth = {name: TRUTH[name] for name in ("math", "ethics")}
+    results = make_results(truth=truth, seeds=(0,), sizes=("0.2m",), volumes=(16, 64, 256))
+    results[-1]["run"]["walked_back"] = ["step 40: <embedding> does not match its digest"]
+    page = write_report(results, {}, tmp_path, bootstrap=FEW).read_text(encoding="utf-8")
+    assert "Damaged checkpoints" in page
+    assert "step 40: &lt;embedding&gt; does not match" in page
+
+
 def test_a_figure_depends_on_the_results_alone():
     results = make_results(seeds=(0, 1), sizes=("0.2m",), volumes=(16, 64))
     first, second = (
