@@ -1,45 +1,15 @@
 """`dynamics study run|status|report`."""
 
 import argparse
-import contextlib
 import functools
 import json
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from dynamics.cli.options import load_study
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, taken as Ctrl-C is: workers are ended and what is finished stays."""
-
-    exit_code = 75  # try again: schedulers requeue on it
-
-    def __init__(self) -> None:
-        super().__init__("stopped by SIGTERM; everything finished is saved: run the same command again to go on")
-
-
-@contextlib.contextmanager
-def _orderly_on_sigterm() -> Iterator[None]:
-    """Raise Terminated at the first SIGTERM; a second one kills. Only the main thread may listen to signals."""
-
-    def stop(number: int, frame: object) -> NoReturn:
-        signal.signal(number, signal.SIG_DFL)
-        raise Terminated
-
-    try:
-        previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+from dynamics.cli.stopping import orderly_on_sigterm
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     study = load_study(options)
     folder = Path(options.output) / study.name
     record = functools.partial(record_call, command=shlex.join(["dynamics", *sys.argv[1:]]))
-    with _orderly_on_sigterm(), Progress(sys.stderr) as progress:
+    with orderly_on_sigterm(), Progress(sys.stderr) as progress:
         done = run_study(study, folder, workers=options.workers, way=options.way, on_progress=progress, on_end=record)
     page = report(folder) if planned_results(folder) else None
     if options.json:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dynamics.allocator import keep_freed_memory
 from dynamics.cli.options import load_run
+from dynamics.cli.stopping import orderly_on_sigterm
 
 
 def train(options: argparse.Namespace) -> int:
@@ -18,7 +19,8 @@ def train(options: argparse.Namespace) -> int:
 
     keep_freed_memory()
     run = load_run(options)
-    folder, scores = train_run(run, options.output, Workspace(cache_folder()), _Fraction())
+    with orderly_on_sigterm():  # the loop itself saves first; this is for what comes before and after it
+        folder, scores = train_run(run, options.output, Workspace(cache_folder()), _Fraction())
     if options.json:
         print(json.dumps({"folder": str(folder), "scores": scores}))
         return 0
