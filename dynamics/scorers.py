@@ -99,6 +99,8 @@ def multi(answer: str, reference: str) -> float:
 # --- final answers of worked problems -----------------------------------------------------------------------------
 
 _ANSWER_MARK = re.compile(r"答案|\banswer(?:\s+is\b|\s*:)", re.IGNORECASE)
+_MULTIPLIER = r"(?:[万亿百十半]|千(?![米克瓦]))"  # 3千 is 3000, 3千米 is 3 km
+_CHINESE_UNIT = r"(?:[\u4e00-\u9fff]+|[(（][\u4e00-\u9fff]+[)）])"
 _NUMBER = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+"
 
 
@@ -167,7 +169,7 @@ def _after_equals(text: str) -> str | None:
 
 def _last_number(text: str) -> str | None:
     # Not \w: a Chinese unit may follow without a space (12元), but 12万 is another number.
-    end = r"(?![A-Za-z0-9_万亿千百十半]|[.,]\d)"
+    end = rf"(?![A-Za-z0-9_]|{_MULTIPLIER}|[.,]\d)"
     found = re.findall(rf"(-?\\[dt]?frac\{{[^{{}}]*\}}\{{[^{{}}]*\}}|{_NUMBER}){end}", text)
     return found[-1] if found else None
 
@@ -199,7 +201,7 @@ def _normalise(text: str) -> str:
     text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{\s*([A-Za-z ]*)\}\s*$", lambda m: _unit(text, m), text)
     text = re.sub(r"^[A-Za-z]{1,2}\s*=\s*", "", text.strip())
     text = re.sub(r"\s+", "", text)
-    text = re.sub(rf"^((?:{_NUMBER})(?:/\d+)?)(?!.*[万亿千百十半])[\u4e00-\u9fff]+$", r"\1", text)
+    text = re.sub(rf"^((?:{_NUMBER})(?:/\d+)?)(?!.*{_MULTIPLIER}){_CHINESE_UNIT}$", r"\1", text)
     text = re.sub(r"sqrt\(([^()]*)\)", r"\\sqrt{\1}", re.sub(r"\\sqrt\(", "sqrt(", text))
     text = re.sub(r"\\sqrt([^{\[\\])", r"\\sqrt{\1}", text)
     text = re.sub(r"\\frac([^{\\])([^{\\])", r"\\frac{\1}{\2}", text)
