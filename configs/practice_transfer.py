@@ -2,9 +2,9 @@
 
     dynamics study run configs/practice_transfer.py
 
-Data, base model and training as in configs/practice.py; every cell trains on 512 records of one ability and is scored on
-all ten. The report's transfer matrix sets each against the base model before tuning. By design math and code share the
-times table, so each must lift the other; see docs/design/practice-set.md.
+Data, base model and training as in configs/practice.py; every cell trains on 512 records of one ability and is scored
+on all ten. The report's transfer matrix sets each against the base model before tuning. By design math and code share
+the times table, so each must lift the other; see docs/design/practice-set.md.
 
 Grid: 1 size x 1 volume x 3 seeds x 10 ability sets, and the base model: 31 cells.
 Expect: about 5 minutes on 2 CPU cores.
