@@ -189,6 +189,7 @@ class Training:
             "steps": course.steps, "tokens": course.tokens, "epochs": course.epochs, "documents": course.documents,
             "bound_by": course.bound_by, "fill": course.batches.plan.fill, "batches": course.batches.fingerprint,
         }  # fmt: skip
+        (self.folder.path / "progress.json").unlink(missing_ok=True)  # of an attempt that was interrupted
         write_json(
             self.folder.path / "run.json",
             {
