@@ -264,9 +264,14 @@ class Coordinator:
     def _measure(self, pool: Sequence[Worker]) -> None:
         from dynamics.study.speedup import measure_speedup
 
-        if stored_speedup(self.home) is None:
-            self._show("timing the workers against one run after another")
+        if stored_speedup(self.home) is not None:
+            return
+        self._show("timing the workers against one run after another")
+        try:
             write_json(self.home.path / "speedup.json", measure_speedup(self.study, pool, self.workspace))
+        except WorkerDied as death:  # the cells are done, and their report must not be lost for this
+            with self._lock:
+                self._messages.append(f"note: the speed-up was not measured: {death}")
 
     def _show(self, note: str) -> None:
         with self._lock:

@@ -16,6 +16,7 @@ import pytest
 from dynamics.study.execution import run_study
 from dynamics.study.folder import StudyFolder
 from dynamics.study.results import load_results
+from dynamics.study.speedup import _all_at_once
 from dynamics.study.status import study_status
 from dynamics.study.workers import Worker, WorkerDied, available_cores, worker_environment
 
@@ -78,6 +79,13 @@ def test_a_worker_that_dies_is_told_from_one_that_fails_and_is_replaced(cache, t
     worker.kill()
     with pytest.raises(WorkerDied):
         worker.run(message, lambda event: None)
+
+
+def test_a_worker_that_dies_while_it_is_timed_is_told(cache, tmp_path):
+    worker = Worker(core=None, log=tmp_path / "log", environment=worker_environment(cache / "programs"))
+    worker.kill()
+    with pytest.raises(WorkerDied, match="stopped"):
+        _all_at_once([worker, worker], {"kind": "speed"})
 
 
 def start(folder, cache):
