@@ -13,6 +13,7 @@ from dynamics.data.lines import MAX_LINE_BYTES, read_lines
 from dynamics.data.sources import Rejected
 from dynamics.errors import UserError
 from dynamics.record import RecordError, Turn, parse_record
+from dynamics.scorers import numeric
 
 CMMLU_SUBJECTS = {
     "biology": (
@@ -266,8 +267,13 @@ def _math_draft(drafts: Drafts, path: Path, line: int, question: str, gold: str)
     numbers = {number.replace(",", "") for number in re.findall(r"-?\d[\d,]*(?:\.\d+)?(?!\s*[/\d:^÷×*])", closing)}
     if len(numbers) != 1:
         raise _BadRow(f"the solution ends with {len(numbers)} numbers instead of one: no final answer to score", "math")
+    answer = numbers.pop()
+    if not numeric(gold, answer):
+        raise _BadRow(
+            f"the solution's final answer is not read as {answer!r}, its last number: no certain gold", "math"
+        )
     draft = Draft(
-        ability="math", key=question_key(question), turns=_user(question), gold=gold, answer=numbers.pop(),
+        ability="math", key=question_key(question), turns=_user(question), gold=gold, answer=answer,
         source=path.relative_to(drafts.folder).as_posix(), line=line,
     )  # fmt: skip
     drafts.drafts.append(draft)
