@@ -1,7 +1,7 @@
 """The practice set's designed ground truth shows in the stored results of the full study, with margins.
 
 The results are what `dynamics study run configs/practice_full.py` and `configs/practice_transfer.py` wrote; the
-expectations stand in dynamics/data/practice/design.py and come from the construction of the data and single-seed pilots.
+expectations stand in dynamics/data/practice/design.py and come from how the data are made and from single-seed pilots.
 """
 
 import csv
