@@ -132,7 +132,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for axis, name, label, goal in (
-        (axes[0], "cpu_s_per_1000_tokens", "CPU-seconds per 1,000 non-padding tokens", 4.8),
+        (axes[0], "cpu_s_per_1000_tokens", "CPU-s per 1,000 non-padding tokens", 4.8),
         (axes[1], "fraction_of_matmul_peak", "share of the measured matmul peak", 0.55),
     ):
         axis.plot([sample[name] for sample in result["samples"]], "o", color="tab:blue")

@@ -1,7 +1,6 @@
 """Settings as values: load a config file, override its fields, write it as JSON, name it by fingerprint.
 
-A config file is Python with one function, `study()` or `run()`,
-that takes no argument and returns a frozen dataclass.
+A config file is Python with one function, `study()` or `run()`, that takes no argument and returns a frozen dataclass.
 """
 
 import dataclasses
@@ -11,6 +10,7 @@ import importlib
 import importlib.util
 import json
 import math
+import re
 import traceback
 import types
 import typing
@@ -146,7 +146,9 @@ def override(value: T, assignments: Sequence[str]) -> T:
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
-            raise UserError(f"--set {assignment!r} has no '='; write --set field=value, such as --set run.rows=16")
+            raise UserError(
+                f"--set {assignment!r} has no '='; write --set field=value, such as --set run.batch.rows=16"
+            )
         value = _replaced(value, path.strip().split("."), text.strip(), path.strip())
     return value
 
@@ -217,3 +219,40 @@ def _number(kind: type, text: str) -> Any:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def check_fields(value: Any) -> None:
+    """Refuse a settings value one of whose fields is of another kind than its annotation says.
+
+    Call it from `__post_init__` of settings that people write by hand. Raises UserError with class, field and value.
+    """
+    hints = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        given, hint = getattr(value, field.name), hints[field.name]
+        if not _fits(given, hint):
+            kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise UserError(
+                f"{type(value).__name__}({field.name}={given!r}) is a {type(given).__name__}; "
+                f"{field.name} takes {re.sub(r'dynamics[.a-z_]*[.]', '', kind)}"
+            )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return all(_fits(item, arguments[0]) for item in value)
+        return len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint) if isinstance(hint, type) else True

@@ -96,6 +96,28 @@ def test_a_wrong_override_says_what_is_allowed(assignment, message):
         config.override(Outer(), [assignment])
 
 
+def test_a_field_of_another_kind_is_named_with_what_it_takes():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Checked:
+        sizes: tuple[str | Inner, ...] = ()
+        volume: int | Literal["full"] = 1
+        rate: float = 1.0
+
+        def __post_init__(self):
+            config.check_fields(self)
+
+    Checked(sizes=("a", Inner()), volume="full", rate=2)
+    for fields, message in (
+        ({"sizes": "0.1m"}, r"Checked\(sizes='0.1m'\) is a str; sizes takes tuple"),
+        ({"sizes": (1,)}, "sizes takes tuple"),
+        ({"volume": "all"}, "volume takes"),
+        ({"volume": True}, "is a bool"),
+        ({"rate": "fast"}, "rate takes float"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Checked(**fields)
+
+
 def test_a_missing_config_offers_the_nearest_name(tmp_path):
     (tmp_path / "practice.py").write_text("def study(): return 1\n")
     with pytest.raises(UserError, match=r"did you mean .*practice\.py"):

@@ -101,7 +101,7 @@ def _study_commands(root: "argparse._SubParsersAction[_Parser]") -> None:
         help="how cells share the machine: pinned processes, one vmapped step, or one after another (default: auto)",
     )
     run.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a number, e.g. run.rows=16"
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a number, e.g. run.batch.rows=16"
     )
     _json(run)
     for name, summary in (
@@ -227,8 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _os_error(error: OSError) -> str:
     advice = {
         errno.ENOSPC: "the disk is full: free some space and run the same command again; finished work is kept",
-        errno.EROFS: "the file system is read-only: give a writable folder with --output",
-        errno.EACCES: "no permission: give a writable folder with --output, or change its rights",
+        errno.EROFS: "the file system is read-only: give a writable folder (--output, or DYNAMICS_CACHE for the cache)",
+        errno.EACCES: "no permission: give a writable folder (--output, or DYNAMICS_CACHE for the cache)",
     }.get(error.errno or 0, "")
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}{'; ' + advice if advice else ''}"

@@ -6,6 +6,7 @@ so a user who types "<eot>" cannot end a turn.
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -189,10 +190,13 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise UserError(
-            f"a tokenizer of {vocab_size} ids could not be trained: {error} When this number is too high for the "
-            "texts, give more varied text or ask for fewer ids; when it is too low for their characters, ask for more"
-        ) from error
+        limit = re.search(r"<= (\d+)", str(error))
+        advice = (
+            f"these texts give at most {limit[1]}: set vocab_size to that or less, or give more varied text"
+            if limit
+            else f"SentencePiece says: {error}; a larger vocab_size may hold all characters of the texts"
+        )
+        raise UserError(f"a tokenizer of {vocab_size} ids could not be trained; {advice}") from error
     return Tokenizer(_with_choice_letters(written.getvalue()))
 
 

@@ -16,6 +16,7 @@ from dynamics.losses.sft import SFT
 from dynamics.model.llama import LlamaConfig, abstract, init
 from dynamics.model.sharding import make_mesh, num_row_shards
 from dynamics.seeds import name_hash, stream
+from dynamics.study.cache import from_cache
 from dynamics.study.course import device_batches, plan_course
 from dynamics.study.folder import wait_for, write_json
 from dynamics.study.prepare import Workspace
@@ -81,9 +82,11 @@ def base_parameters(run: Run, workspace: Workspace, report: Report) -> Any:
     name = f"base {folder.name}"
     if name not in workspace.memory:
         with wait_for(folder.with_suffix(".lock")):
-            if not folder.is_dir():
-                _pretrain(run, shape, workspace, folder, report)
-        workspace.memory[name] = on_host(load_params(folder, abstract(shape))[0])
+            workspace.memory[name] = from_cache(
+                folder,
+                make=lambda: _pretrain(run, shape, workspace, folder, report),
+                read=lambda: on_host(load_params(folder, abstract(shape))[0]),
+            )
     return workspace.memory[name]
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal
 
+from dynamics import config
 from dynamics.data.mixture import Order
 from dynamics.data.sources import Source
 from dynamics.errors import UserError
@@ -39,6 +40,12 @@ class Study:
     measure_speedup: bool = True  # time the population of workers against one run after another
 
     def __post_init__(self) -> None:
+        config.check_fields(self)
+        for axis in ("sizes", "volumes", "ability_sets", "seeds", "sources", "orders", "budgets"):
+            values = getattr(self, axis)
+            twice = [value for index, value in enumerate(values) if value in values[:index]]
+            if twice:
+                raise UserError(f"the axis {axis} holds {twice[0]!r} twice; name each point once")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise UserError(f"a study is named {self.name!r}; use letters, digits, '.', '_' and '-': it names a folder")
 

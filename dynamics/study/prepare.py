@@ -23,6 +23,7 @@ from dynamics.eval.ability_eval import Prepared
 from dynamics.eval.ability_eval import prepare as prepare_evaluation
 from dynamics.model.llama import LlamaConfig
 from dynamics.record import Record
+from dynamics.study.cache import from_cache, read_sealed, write_sealed
 from dynamics.study.folder import read_json, wait_for, write_json
 from dynamics.study.grid import Cell
 from dynamics.study.run import RESULTS_VERSION, Run, source_fingerprint, tokenizer_file, tokenizer_identity
@@ -76,19 +77,22 @@ class Workspace:
         identity = {"tokenizer": tokenizer_identity(run), "specials": tokenizer_specials(run.template)}
         key = config.fingerprint(identity)
         if key not in self.memory:
-            path = Path(tokenizer_file(run)) if run.tokenizer is not None else self._trained_tokenizer(run)
-            self.memory[key] = Tokenizer.load(path, specials=tokenizer_specials(run.template))
+            specials = tokenizer_specials(run.template)
+            if run.tokenizer is not None:
+                self.memory[key] = Tokenizer.load(Path(tokenizer_file(run)), specials=specials)
+            else:
+                self.memory[key] = Tokenizer.from_bytes(self._trained_tokenizer(run), specials=specials)
         return self.memory[key]
 
-    def _trained_tokenizer(self, run: Run) -> Path:
+    def _trained_tokenizer(self, run: Run) -> bytes:
         path = self.folder / "tokenizers" / f"{config.fingerprint(tokenizer_identity(run))}.model"
+
+        def make() -> None:
+            trained = train_tokenizer(self.source(run).tokenizer_texts(), vocab_size=run.vocab_size)
+            write_sealed(path, trained.model)
+
         with wait_for(path.with_suffix(".lock")):
-            if not path.exists():
-                trained = train_tokenizer(self.source(run).tokenizer_texts(), vocab_size=run.vocab_size)
-                unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-                trained.save(unfinished)
-                os.replace(unfinished, path)
-        return path
+            return from_cache(path, make=make, read=lambda: read_sealed(path))
 
     def model_shape(self, run: Run) -> LlamaConfig:
         """The model's shape with the vocabulary of its tokenizer."""
@@ -111,13 +115,19 @@ class Workspace:
         if key not in self.memory:
             folder = self.folder / "tokens" / key
             notes = folder.with_suffix(".json")
-            with wait_for(folder.with_suffix(".lock")):
+
+            def make() -> None:
+                described = _build_pool(run, self.source(run), tokenizer, folder, manifest)
+                write_json(notes, described | {"digest": config.fingerprint(described)})
+
+            def read() -> Pool:
                 described = read_json(notes)
-                if not folder.is_dir() or described is None:
-                    described = _build_pool(run, self.source(run), tokenizer, folder, manifest)
-                    write_json(notes, described)
-                store = TokenStore.open(folder, manifest=manifest)
-            self.memory[key] = _pool(store, described)
+                if described is None or described.pop("digest", None) != config.fingerprint(described):
+                    raise UserError(f"{notes}, which says what the store of tokens holds, is missing or damaged")
+                return _pool(TokenStore.open(folder, manifest=manifest), described)
+
+            with wait_for(folder.with_suffix(".lock")):
+                self.memory[key] = from_cache(folder, make=make, read=read)
         return self.memory[key]
 
     def corpus(self, run: Run, *, length: int) -> TokenStore:
@@ -131,10 +141,12 @@ class Workspace:
             "version": RESULTS_VERSION,
         }
         folder = self.folder / "tokens" / config.fingerprint(manifest)
+
+        def make() -> None:
+            TokenStore.build(folder, _corpus_documents(self.source(run), tokenizer, length), manifest=manifest)
+
         with wait_for(folder.with_suffix(".lock")):
-            if not folder.is_dir():
-                TokenStore.build(folder, _corpus_documents(self.source(run), tokenizer, length), manifest=manifest)
-            return TokenStore.open(folder, manifest=manifest)
+            return from_cache(folder, make=make, read=lambda: TokenStore.open(folder, manifest=manifest))
 
     def evaluation(self, run: Run, split: str, *, row_shards: int) -> tuple[Prepared, int]:
         """The split's items of every ability of the source, ready to be put to a model, and how many lines gave none.

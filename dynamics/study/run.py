@@ -88,7 +88,7 @@ class Run:
     order: Order = Interleaved()
     template: Template = DOIT
     tokenizer: str | None = None  # a SentencePiece file, "{data_dir}" being the source's folder; None: train one
-    vocab_size: int = 2048  # pieces of a tokenizer trained here
+    vocab_size: int = 1024  # pieces of a tokenizer trained here
     batch: Batch = Batch()
     budget: Budget = Budget(epochs=4, min_updates=150)
     optimizer: Optimizer = PRACTICE
@@ -105,6 +105,7 @@ class Run:
     keep_parameters: bool = True  # write the chosen parameters into the cell's folder
 
     def __post_init__(self) -> None:
+        config.check_fields(self)
         if isinstance(self.volume, int) and self.volume < 0:
             raise UserError(f"volume={self.volume}; give the number of records for each ability, 0 for none, or 'full'")
         if any(not 0 < at <= 1 for at in self.evaluate_at):

@@ -106,6 +106,8 @@ def seconds_left(work: Sequence[Work], *, lanes: int) -> float | None:
 
     A size that has not run yet is given the slowest rate seen, so the first estimates are on the careful side.
     """
+    if not work:
+        return None
     spent: dict[str, tuple[float, float]] = {}
     for item in work:
         if item.fraction > 0.02 and item.seconds > 0:
