@@ -8,6 +8,7 @@ from dynamics import config
 from dynamics.data.mixture import Blocked, Interleaved
 from dynamics.data.practice import Practice
 from dynamics.errors import UserError
+from dynamics.model.llama import SIZES
 from dynamics.model.sharding import MeshShape
 from dynamics.study.coordinator import choose_way
 from dynamics.study.execution import run_study
@@ -46,7 +47,13 @@ def test_an_axis_left_empty_stays_as_the_run_has_it():
 
 
 def test_equal_points_are_one_cell():
-    assert len(dataclasses.replace(STUDY, volumes=(2, 2), seeds=(0,), base_cells=False).cells()) == 1
+    named = dataclasses.replace(STUDY, sizes=("0.2m", SIZES["0.2m"]), volumes=(2,), seeds=(0,), base_cells=False)
+    assert len(named.cells()) == 1
+
+
+def test_a_point_written_twice_is_refused():
+    with pytest.raises(UserError, match="the axis volumes holds 2 twice"):
+        dataclasses.replace(STUDY, volumes=(2, 2))
 
 
 def test_growing_an_axis_keeps_every_cell_there_was():

@@ -97,7 +97,7 @@ def test_a_run_survives_json():
         (lambda: Budget(), "give exactly one"),
         (lambda: Batch(rows=3, micro=2), "rows a multiple of micro"),
         (lambda: changed(RUN, evaluate_at=(0.0, 1.0)), r"outside \(0, 1\]"),
-        (lambda: changed(RUN, size="0.3m").shape(), "no size is named '0.3m'; known: 0.2m, 0.6m"),
+        (lambda: changed(RUN, size="0.3m").shape(), "no size is named '0.3m'; known: 0.1m, 0.2m, 0.6m"),
         (lambda: changed(RUN, abilities=("maths",)).ability_names(), "'maths'.*known: biology, history"),
         (lambda: changed(RUN, abilities=("math", "math")).ability_names(), "twice"),
         (lambda: changed(RUN, tokenizer="/nowhere/t.model") and cell_id(changed(RUN, tokenizer="/nowhere/t.model")),

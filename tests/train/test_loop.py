@@ -131,7 +131,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path):
             yield batch | {"trained_weights": batch["trained_weights"] * factor}
 
     with Checkpointer(tmp_path, config="c") as checkpointer:
-        with pytest.raises(UserError, match=r"loss of step 4 is nan .* lower peak_lr \(0.002\)"):
+        with pytest.raises(UserError, match=r"loss of step 4 is nan .* lower peak_lr \(0.003\)"):
             train(fresh(), poisoned, STEP, until=8, checkpointer=checkpointer, save_every=2)
         checkpointer.wait()
         assert checkpointer.steps() == [2]
