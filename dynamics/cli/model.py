@@ -4,28 +4,19 @@ import argparse
 import dataclasses
 import difflib
 import json
-import platform
-from importlib import metadata
 from typing import Any
 
-import dynamics
 from dynamics.errors import UserError
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
+from dynamics.versions import versions
 
 
 def version(options: argparse.Namespace) -> int:
-    """The versions that results depend on; nothing heavy is imported to tell them."""
-    versions = {"dynamics": dynamics.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+    """The versions that results depend on."""
+    found = versions()
     if options.json:
-        print(json.dumps(versions))
+        print(json.dumps(found))
     else:
-        print("\n".join(f"{name} {number}" for name, number in versions.items()))
+        print("\n".join(f"{name} {number}" for name, number in found.items()))
     return 0
 
 

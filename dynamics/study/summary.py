@@ -6,7 +6,6 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from dynamics.study.execution import StudySummary
 from dynamics.study.folder import StudyFolder, read_json
 from dynamics.study.results import load_results
 from dynamics.study.status import study_status
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy", "scipy")
+from dynamics.versions import versions
 
 
 def record_call(done: StudySummary, *, command: str) -> None:
@@ -78,17 +76,6 @@ def planned_results(folder: str | Path) -> list[dict[str, Any]]:
     """
     planned = {cell["id"] for cell in StudyFolder(Path(folder)).plan()["cells"]}
     return [result for result in load_results(folder) if result["cell"] in planned]
-
-
-def versions() -> dict[str, str]:
-    """The versions that results depend on."""
-    found = {"dynamics": dynamics.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def machine() -> dict[str, str]:
