@@ -35,11 +35,11 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_USER, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def _command(
-    group: "argparse._SubParsersAction[_Parser]", name: str, run: str, summary: str, example: str
-) -> argparse.ArgumentParser:
-    """A leaf command: `run` is 'module:function', imported when the command is used."""
-    parser = group.add_parser(
+_Commands = argparse._SubParsersAction  # of _Parser; argparse has no public name for it
+
+
+def _described(parent: _Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    return parent.add_parser(
         name,
         help=summary,
         description=summary,
@@ -47,23 +47,19 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def _command(parent: _Commands, name: str, run: str, summary: str, example: str) -> argparse.ArgumentParser:
+    """A leaf command: `run` is 'module:function', imported when the command is used."""
+    parser = _described(parent, name, summary, example)
     parser.set_defaults(run=run)
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     return parser
 
 
-def _group(
-    root: "argparse._SubParsersAction[_Parser]", name: str, summary: str, commands: str, example: str
-) -> "argparse._SubParsersAction[_Parser]":
+def _group(root: _Commands, name: str, summary: str, commands: str, example: str) -> _Commands:
     """A command of commands: `dynamics study ...`."""
-    parser = root.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _described(root, name, summary, example)
     return parser.add_subparsers(dest="subcommand", required=True, metavar=commands)
 
 
@@ -82,7 +78,7 @@ def _config(parser: argparse.ArgumentParser, kind: str) -> None:
     )
 
 
-def _study_commands(root: "argparse._SubParsersAction[_Parser]") -> None:
+def _study_commands(root: _Commands) -> None:
     group = _group(
         root, "study", "run a study, see how far it is, write its report", "run|status|report",
         "dynamics study status results/practice",
@@ -113,7 +109,7 @@ def _study_commands(root: "argparse._SubParsersAction[_Parser]") -> None:
         _json(command)
 
 
-def _data_commands(root: "argparse._SubParsersAction[_Parser]") -> None:
+def _data_commands(root: _Commands) -> None:
     group = _group(
         root, "data", "see, check and write data", "show|check|practice", "dynamics data show configs/practice.py"
     )
