@@ -1,4 +1,4 @@
-"""The command line: `dynamics study|train|eval|data|model|version`.
+"""The command line: `dynamics study|train|eval|score|plan|data|model|version`.
 
 This file parses and reports; each command's work is imported only when it runs, so that `--help` answers at once.
 Exit codes: 0 done, 1 a fault of ours, 2 a mistake the user can mend, 75 stopped by SIGTERM with everything saved,
@@ -99,6 +99,7 @@ def _study_commands(root: _Commands) -> None:
     run.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a number, e.g. run.batch.rows=16"
     )
+    _hosts(run)
     _json(run)
     for name, summary in (
         ("status", "Show cells done, running, failed and to do, with the time left."),
@@ -137,6 +138,38 @@ def _data_commands(root: _Commands) -> None:
     _json(practice)
 
 
+def _score_command(root: _Commands) -> None:
+    score = _command(
+        root, "score", "score:score", "Log-probability of every record's answer under a model, one JSON line a record.",
+        "dynamics score weights/7b --records my_records.jsonl --template tulu --json",
+    )  # fmt: skip
+    score.add_argument("model", help="a model folder (dynamics model import), or the folder of a finished run or cell")
+    _json(score)
+
+
+def _plan_command(root: _Commands) -> None:
+    plan = _command(
+        root, "plan", "plan:plan", "Tell whether the runs of a config fit on a machine, how long they take, what they cost.",
+        "dynamics plan configs/doit_7b_13b_33b.py --topology v5p:4x4x4",
+    )  # fmt: skip
+    plan.add_argument("config", help="a Python file with a function study() or run()")
+    _json(plan)
+
+
+def _model_commands(root: _Commands) -> None:
+    model = _group(root, "model", "the named sizes", "info", "dynamics model info 7b")
+    info = _command(
+        model, "info", "model:info", "Show a named size: shapes, parameters, bytes.", "dynamics model info 7b"
+    )
+    info.add_argument("size", nargs="?", help="a named size; without one, all of them")
+    info.add_argument("--vocab", type=int, help="vocabulary rows (default: the size's own)")
+    _json(info)
+
+
+def _hosts(parser: argparse.ArgumentParser) -> None:
+    """Options of a command that may run as one process of several, on one host or many."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="dynamics",
@@ -145,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    root = parser.add_subparsers(dest="command", required=True, metavar="study|train|eval|data|model|version")
+    root = parser.add_subparsers(dest="command", required=True, metavar="study|train|eval|score|plan|data|model|version")
     _study_commands(root)
     train = _command(
         root, "train", "train:train", "Train one run and evaluate it; an interrupted run goes on where it stopped.",
@@ -156,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a number, e.g. volume=64"
     )
+    _hosts(train)
     _json(train)
     evaluate = _command(
         root, "eval", "train:evaluate", "Score a finished run's model on each ability.",
@@ -166,13 +200,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--records", nargs="+", help="score these record files in place of the run's own split")
     _json(evaluate)
     _data_commands(root)
-    model = _group(root, "model", "the named sizes", "info", "dynamics model info 7b")
-    info = _command(
-        model, "info", "model:info", "Show a named size: shapes, parameters, bytes.", "dynamics model info 7b"
-    )
-    info.add_argument("size", nargs="?", help="a named size; without one, all of them")
-    info.add_argument("--vocab", type=int, help="vocabulary rows (default: the size's own)")
-    _json(info)
+    _score_command(root)
+    _plan_command(root)
+    _model_commands(root)
     version = _command(
         root, "version", "model:version", "Show the versions that results depend on.", "dynamics version"
     )
