@@ -149,7 +149,7 @@ def _score_command(root: _Commands) -> None:
 
 def _plan_command(root: _Commands) -> None:
     plan = _command(
-        root, "plan", "plan:plan", "Tell whether the runs of a config fit on a machine, how long they take, what they cost.",
+        root, "plan", "plan:plan", "Tell whether a config's runs fit on a machine, how long they take, and what they cost.",
         "dynamics plan configs/doit_7b_13b_33b.py --topology v5p:4x4x4",
     )  # fmt: skip
     plan.add_argument("config", help="a Python file with a function study() or run()")
@@ -178,7 +178,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    root = parser.add_subparsers(dest="command", required=True, metavar="study|train|eval|score|plan|data|model|version")
+    names = "study|train|eval|score|plan|data|model|version"
+    root = parser.add_subparsers(dest="command", required=True, metavar=names)
     _study_commands(root)
     train = _command(
         root, "train", "train:train", "Train one run and evaluate it; an interrupted run goes on where it stopped.",
