@@ -20,15 +20,17 @@ MESH = MeshShape(data=2, fsdp=2, tensor=2)
 
 
 def test_minus_one_takes_the_devices_that_are_left():
-    assert dict(make_mesh(MeshShape(data=-1, tensor=2)).shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert dict(make_mesh(MeshShape(data=-1, tensor=2)).shape) == {
+        "dcn": 1, "data": 4, "fsdp": 1, "sequence": 1, "tensor": 2,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MeshShape(data=0), "mesh data=0, fsdp=1, tensor=1: each size is a whole number >= 1"),
+        (lambda: MeshShape(data=0), "mesh data=0: each size is a whole number >= 1"),
         (lambda: MeshShape(data=-1, fsdp=-1), "at most one may be -1"),
-        (lambda: make_mesh(MeshShape(data=16)), "needs 16 devices and there are 8"),
+        (lambda: make_mesh(MeshShape(data=16)), "mesh data=16 needs 16 devices and there are 8"),
         (lambda: make_mesh(MeshShape(data=-1, fsdp=3)), "8 is not a multiple of 3"),
     ],
 )
@@ -41,8 +43,8 @@ def test_parameters_and_optimizer_state_follow_one_table():
     mesh, model = make_mesh(MESH), abstract(TINY)
     state = jax.eval_shape(optax.adamw(1e-3).init, model)
     placed = named_leaves(shardings_for({"model": model, "state": state}, mesh))
-    assert placed["model/blocks/query"].spec == PartitionSpec(None, "fsdp", "tensor", None)
-    assert placed["model/embedding"].spec == PartitionSpec("tensor", "fsdp")
+    assert placed["model/blocks/query"].spec == PartitionSpec(None, ("fsdp", "sequence"), "tensor", None)
+    assert placed["model/embedding"].spec == PartitionSpec("tensor", ("fsdp", "sequence"))
     for name, sharding in placed.items():
         if "mu/" in name:
             assert sharding.spec == placed["model/" + name.split("mu/")[1]].spec
@@ -53,13 +55,13 @@ def test_parameters_and_optimizer_state_follow_one_table():
 def test_members_of_a_population_keep_their_dimension_whole():
     mesh = make_mesh(MESH)
     stacked = jax.eval_shape(lambda model: jax.tree.map(lambda x: jax.numpy.stack([x, x]), model), abstract(TINY))
-    assert named_leaves(shardings_for(stacked, mesh))["embedding"].spec == PartitionSpec(None, "tensor", "fsdp")
+    assert named_leaves(shardings_for(stacked, mesh))["embedding"].spec == PartitionSpec(None, "tensor", ("fsdp", "sequence"))
 
 
 def test_a_dimension_that_does_not_divide_is_named():
     odd = dataclasses.replace(TINY, num_heads=6, num_kv_heads=6)
     with pytest.raises(
-        UserError, match="parameter blocks/key has 6 kv_heads, not divisible by mesh axis 'tensor' of size 4"
+        UserError, match="parameter blocks/key has 6 kv_heads, not divisible by mesh axis tensor of size 4; use .* of 2"
     ):
         shardings_for(abstract(odd), make_mesh(MeshShape(tensor=4)))
 
@@ -78,7 +80,7 @@ def test_nearly_everything_of_a_published_model_is_split():
 def test_rows_are_split_over_data_and_fsdp_or_refused():
     mesh = make_mesh(MESH)
     batch = {"tokens": np.zeros((1, 8, 4), np.int32), "trained_index": np.zeros((1, 4, 3), np.int32)}
-    assert batch_shardings(batch, mesh)["tokens"].spec == PartitionSpec(None, ("data", "fsdp"))
+    assert batch_shardings(batch, mesh)["tokens"].spec == PartitionSpec(None, ("dcn", "data", "fsdp"))
     with pytest.raises(
         UserError, match="batch array tokens has 6 rows a micro-batch, not divisible by the 4 row shards"
     ):
