@@ -9,7 +9,7 @@ Source: Touvron et al. 2023 (LLaMA); grouped queries from Ainslie et al. 2023.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
@@ -167,6 +167,25 @@ def rms_norm(x: Float[Array, "... d"], scale: Float[Array, " d"], eps: float) ->
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
+class Adapter(nnx.Module):
+    """A low-rank addition to one weight of all layers: x @ (weight + scale * a @ b), computed without that sum.
+
+    The weight's own dimensions come back in `a` (those it takes in) and `b` (those it gives out); see `model/lora.py`.
+    """
+
+    def __init__(
+        self, a: Array, b: Array, *, scale: float, in_axes: tuple[str, ...], out_axes: tuple[str, ...]
+    ) -> None:
+        self.a = nnx.Param(a, logical_axes=("layers", *in_axes, "rank"))
+        self.b = nnx.Param(b, logical_axes=("layers", "rank", *out_axes))
+        self.scale = scale
+
+    def __call__(self, x: Float[Array, "*rows d"]) -> Array:
+        """The addition to x @ weight, for one layer; the scale goes where the numbers are few."""
+        narrow = dense(x, self.a[...].reshape(x.shape[-1], -1))
+        return dense(narrow * self.scale, self.b[...])
+
+
 class Block(nnx.Module):
     """One layer, or a stack of them: every parameter carries its layer as first dimension until it is scanned over."""
 
@@ -193,6 +212,7 @@ class Block(nnx.Module):
         self.gate = weight((d, f), ("embed", "mlp"), d)
         self.up = weight((d, f), ("embed", "mlp"), d)
         self.down = weight((f, d), ("mlp", "embed"), f, out_gain)
+        self.adapters: Mapping[str, Adapter] = nnx.data({})
         self.config = config
 
 
@@ -216,6 +236,13 @@ class Llama(nnx.Module):
     def head(self) -> Float[Array, "d v"]:
         """The matrix from hidden states to logits."""
         return self.embedding[...].T if self.untied_head is None else self.untied_head[...]
+
+    def with_adapters(self, adapters: Mapping[str, Adapter]) -> "Llama":
+        """A model of the same arrays in which these adapters are added to the block weights of their names."""
+        leaves, structure = jax.tree.flatten(self)
+        model = jax.tree.unflatten(structure, leaves)
+        model.blocks.adapters = nnx.data(dict(adapters))
+        return model
 
     def __call__(
         self, tokens: Int[Array, "b l"], positions: Int[Array, "b l"], segments: Int[Array, "b l"]
@@ -254,17 +281,24 @@ def apply_block(
 def project_qkv(block: Block, x: Float[Array, "b l d"], rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
     """Rotated queries [b, l, h, c], rotated keys [b, l, k, c] and values [b, l, k, c]."""
     normed = rms_norm(x, block.attention_norm[...], block.config.rms_eps)
-    query, key, value = (dense(normed, weight[...]) for weight in (block.query, block.key, block.value))
+    query, key, value = (weighted(block, name, normed) for name in ("query", "key", "value"))
     return rotate(query, *rope), rotate(key, *rope), value
 
 
 def finish_block(block: Block, x: Float[Array, "*rows d"], mixed: Float[Array, "*rows h c"]) -> Array:
     """Everything after the mixing, which is position by position: output product, residuals, SwiGLU."""
     mixed = mixed.reshape(*mixed.shape[:-2], -1)
-    x = x + dense(mixed, block.output[...].reshape(-1, x.shape[-1]))
+    x = x + weighted(block, "output", mixed)
     normed = rms_norm(x, block.mlp_norm[...], block.config.rms_eps)
-    wide = jax.nn.silu(dense(normed, block.gate[...])) * dense(normed, block.up[...])
-    return x + dense(wide, block.down[...])
+    wide = jax.nn.silu(weighted(block, "gate", normed)) * weighted(block, "up", normed)
+    return x + weighted(block, "down", wide)
+
+
+def weighted(block: Block, name: str, x: Float[Array, "*rows d"]) -> Array:
+    """x times the block's weight of that name, and what its adapter adds where it has one."""
+    weight = getattr(block, name)[...]
+    product = dense(x, weight.reshape(-1, weight.shape[-1]) if name == "output" else weight)
+    return product + block.adapters[name](x) if name in block.adapters else product
 
 
 def dense(x: Float[Array, "*rows d"], weight: Float[Array, "d ..."]) -> Float[Array, "..."]:

@@ -5,6 +5,7 @@ so one compiled program serves every run of one shape, however long.
 """
 
 import dataclasses
+import functools
 import importlib
 import inspect
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from dynamics import tree
 from dynamics.errors import UserError
 
 Schedule = Literal["linear", "cosine", "constant"]
+
+# Half the distance between a bfloat16 number just above a power of two and its neighbor, as a share of the number.
+BFLOAT16_STEP = 2.0**-8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,10 @@ def global_norm(gradients: Any) -> Float[Array, ""]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay; moments in float32 whatever the parameters' type.
+    """Adam with decoupled weight decay; moments in `moment_dtype` whatever the parameters' type.
+
+    Moments in bfloat16 halve the state. They are computed in float32 and rounded only to be kept until the next
+    update; b1 and b2 must move them by more than that rounding, or they would never shrink again.
 
     Source: Loshchilov and Hutter 2019, algorithm 2, with the decay multiplied by the learning rate (as torch does).
     """
@@ -111,8 +118,21 @@ class AdamW(Optimizer):
     b2: float
     eps: float
     weight_decay: float
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.moment_dtype not in ("float32", "bfloat16"):
+            raise UserError(f"moment_dtype={self.moment_dtype!r} is not known; use 'float32' or 'bfloat16'")
+        slowest = max(self.b1, self.b2)
+        if self.moment_dtype == "bfloat16" and 1 - slowest < BFLOAT16_STEP:
+            raise UserError(
+                f"moments in bfloat16 with b1={self.b1}, b2={self.b2}: a moment times {slowest} rounds back to itself, "
+                f"so it would never shrink; allowed is up to {1 - BFLOAT16_STEP:.4f}, or moment_dtype='float32'"
+            )
 
     def direction(self) -> optax.GradientTransformation:
+        """The paper's chain with float32 moments, which `transform` is checked against."""
         return optax.chain(
             optax.scale_by_adam(self.b1, self.b2, self.eps),
             optax.add_decayed_weights(self.weight_decay, mask=self.decayed),
@@ -125,7 +145,7 @@ class AdamW(Optimizer):
         """
 
         def init(params: Any) -> optax.ScaleByAdamState:
-            zeros = lambda: jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)  # noqa: E731
+            zeros = lambda: jax.tree.map(lambda p: jnp.zeros(p.shape, self.moment_dtype), params)  # noqa: E731
             return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=zeros(), nu=zeros())
 
         def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
@@ -133,15 +153,17 @@ class AdamW(Optimizer):
             count = optax.safe_increment(state.count)
             scale = 1.0 if self.clip is None else self.clip / jnp.maximum(global_norm(grads), self.clip)
             first, second = 1 - self.b1**count, 1 - self.b2**count
-            mu = jax.tree.map(lambda g, m: self.b1 * m + (1 - self.b1) * (g * scale), grads, state.mu)
-            nu = jax.tree.map(lambda g, v: self.b2 * v + (1 - self.b2) * (g * scale) ** 2, grads, state.nu)
+            wide = functools.partial(jax.tree.map, lambda moment: moment.astype(jnp.float32))
+            kept = functools.partial(jax.tree.map, lambda moment: moment.astype(self.moment_dtype))
+            mu = jax.tree.map(lambda g, m: self.b1 * m + (1 - self.b1) * (g * scale), grads, wide(state.mu))
+            nu = jax.tree.map(lambda g, v: self.b2 * v + (1 - self.b2) * (g * scale) ** 2, grads, wide(state.nu))
 
             def direct(m: Array, v: Array, p: Array, decayed: bool) -> Array:
                 adam = (m / first) / (jnp.sqrt(v / second) + self.eps)
                 return adam + self.weight_decay * p if decayed else adam
 
             direction = jax.tree.map(direct, mu, nu, params, self.decayed(params))
-            return direction, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+            return direction, optax.ScaleByAdamState(count=count, mu=kept(mu), nu=kept(nu))
 
         return optax.GradientTransformation(init, update)
 

@@ -29,14 +29,22 @@ AXIS = "members"
 ACTIVE = "active"  # the batch's entry that says which members are trained, bool [members]
 
 
-def stack(states: Sequence[Any]) -> Any:
-    """One tree whose arrays have the members as first dimension."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+def stack(states: Sequence[TrainState]) -> TrainState:
+    """One state whose arrays have the members as first dimension; the frozen model, which all share, stands once."""
+    frozen = states[0].frozen
+    if any(state.frozen is not frozen for state in states):
+        raise UserError(
+            "members of a population have frozen models of their own; give all states one and the same, or train them "
+            "one by one"
+        )
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state.trained() for state in states))
+    return dataclasses.replace(stacked, frozen=frozen)
 
 
-def member(state: Any, index: int) -> Any:
-    """The tree of one member, in arrays of its own."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], state)
+def member(state: TrainState, index: int) -> TrainState:
+    """The state of one member, in arrays of its own but for the frozen model."""
+    own = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], state.trained())
+    return dataclasses.replace(own, frozen=state.frozen)
 
 
 def stack_batches(batches: Sequence[Batch], active: Sequence[bool]) -> dict[str, np.ndarray]:
@@ -60,14 +68,19 @@ def stack_batches(batches: Sequence[Batch], active: Sequence[bool]) -> dict[str,
 def update_members(
     objective: Objective, optimizer: Optimizer, state: TrainState, batch: Batch
 ) -> tuple[TrainState, Sums]:
-    """One update of every active member, without jit; an inactive one keeps its state and reports weight 0."""
+    """One update of every active member, without jit; an inactive one keeps its state and reports weight 0.
+
+    What comes back is the trained part of the state: the frozen model, which has no members, goes in alone.
+    """
+    frozen = state.frozen
 
     def one(state: TrainState, batch: Batch, active: Bool[Array, ""]) -> tuple[TrainState, Sums]:
-        new_state, metrics = update(objective, optimizer, state, batch)
-        new_state = jax.tree.map(lambda new, old: jnp.where(active, new, old), new_state, state)
+        new_state, metrics = update(objective, optimizer, dataclasses.replace(state, frozen=frozen), batch)
+        new_state = jax.tree.map(lambda new, old: jnp.where(active, new, old), new_state.trained(), state)
         return new_state, jax.tree.map(lambda value: jnp.where(active, value, jnp.zeros_like(value)), metrics)
 
-    return jax.vmap(one)(state, {name: value for name, value in batch.items() if name != ACTIVE}, batch[ACTIVE])
+    batches = {name: value for name, value in batch.items() if name != ACTIVE}
+    return jax.vmap(one)(state.trained(), batches, batch[ACTIVE])
 
 
 class PopulationStep:
@@ -77,20 +90,26 @@ class PopulationStep:
         self.optimizer = optimizer
         self.num_devices = len(devices)
         mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-        spread = PartitionSpec(AXIS)
-        self.sharding = NamedSharding(mesh, spread)
-        run = functools.partial(update_members, objective, optimizer)
+        spread, everywhere = PartitionSpec(AXIS), PartitionSpec()
+        self.spread, self.everywhere = NamedSharding(mesh, spread), NamedSharding(mesh, everywhere)
+
+        def run(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Sums]:
+            return update_members(objective, optimizer, dataclasses.replace(state, frozen=frozen), batch)
+
         if len(devices) > 1:
             # Said, not left to the compiler: a member's arrays never leave its device.
-            run = jax.shard_map(run, mesh=mesh, in_specs=spread, out_specs=spread, check_vma=False)
+            specs = (spread, everywhere, spread)
+            run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=spread, check_vma=False)
         self.compiled = jax.jit(run, donate_argnums=0)
 
-    def place(self, members: Any) -> Any:
-        """Spread arrays [members, ...] over the devices."""
-        return jax.device_put(members, self.sharding)
+    def place(self, state: TrainState) -> TrainState:
+        """Spread arrays [members, ...] over the devices; a frozen model is whole on each."""
+        trained = jax.device_put(state.trained(), self.spread)
+        return dataclasses.replace(trained, frozen=jax.device_put(state.frozen, self.everywhere))
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        return self.compiled(state, self.place(dict(batch)))
+        new_state, metrics = self.compiled(state.trained(), state.frozen, jax.device_put(dict(batch), self.spread))
+        return dataclasses.replace(new_state, frozen=state.frozen), metrics
 
     def values(self, metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
         """`members`: the metrics of each, None for an inactive one; loss and gradient norm over the sound ones."""

@@ -16,6 +16,7 @@ from jaxtyping import Array, Int
 
 from dynamics.errors import UserError
 from dynamics.losses.objective import Objective, Sums
+from dynamics.model.lora import Lora, attach, freeze, init_adapters
 from dynamics.model.sharding import activate, batch_shardings, shardings_for
 from dynamics.train.optimizer import Optimizer, global_norm
 
@@ -24,7 +25,7 @@ Batch = Mapping[str, Any]  # a DeviceBatch: arrays [micro, ...]
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["model", "opt_state", "step", "total_steps"],
+    data_fields=["model", "opt_state", "step", "total_steps", "frozen"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,25 +35,52 @@ class TrainState:
     No random state: whatever is random is a function of a seed and the step, so the step is all that resume needs.
     """
 
-    model: Any
+    model: Any  # what is trained: the model, or its adapters
     opt_state: Any
     step: Int[Array, "*members"] | Any
     total_steps: Int[Array, "*members"] | Any
+    frozen: Any = None  # the model that the adapters belong to; None when all of it is trained
+
+    def whole_model(self) -> Any:
+        """The model to call: the trained one, or the frozen one with its adapters."""
+        return whole_model(self.frozen, self.model)
+
+    def trained(self) -> "TrainState":
+        """All but the frozen model: what a step changes, and a checkpoint holds."""
+        return dataclasses.replace(self, frozen=None)
 
 
-def init_state(model: Any, optimizer: Optimizer, *, total_steps: int, mesh: Mesh | None = None) -> TrainState:
-    """A run at step 0. With a mesh, every array is placed as the step will leave it.
+def whole_model(frozen: Any, model: Any) -> Any:
+    """`model` itself, or where it is the adapters of a frozen one, both together."""
+    return model if frozen is None else attach(frozen, model)
 
-    The model's arrays may be the state's own afterwards, and the first step gives them away: keep no other use of them.
+
+def init_state(
+    model: Any,
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    mesh: Mesh | None = None,
+    adapter: Lora | None = None,
+    key: Array | None = None,
+) -> TrainState:
+    """A run at step 0; with an `adapter`, one that trains adapters drawn from `key` and keeps the model frozen.
+
+    With a mesh, every array is placed as the step will leave it. The model's arrays may be the state's own afterwards,
+    and the first step gives away what it trains: keep no other use of them. A frozen model is never given away.
     """
     if total_steps < 1:
         raise UserError(f"total_steps={total_steps}; a run makes at least one update")
-    return _builder(optimizer, mesh)(model, np.int32(total_steps))
+    assert (adapter is None) == (key is None), "a key is what adapters are drawn from"
+    return _builder(optimizer, mesh, adapter)(model, np.int32(total_steps), key)
 
 
-def abstract_state(model: Any, optimizer: Optimizer, mesh: Mesh | None = None) -> TrainState:
+def abstract_state(
+    model: Any, optimizer: Optimizer, mesh: Mesh | None = None, *, adapter: Lora | None = None
+) -> TrainState:
     """Shapes, types and placement of the state of a model (or of its shapes): what a checkpoint is restored to."""
-    shapes = jax.eval_shape(functools.partial(_build, optimizer, None), model, jax.ShapeDtypeStruct((), np.int32))
+    build = functools.partial(_build, optimizer, None, adapter)
+    shapes = jax.eval_shape(build, model, jax.ShapeDtypeStruct((), np.int32), jax.random.key(0))
     if mesh is None:
         return shapes
     return jax.tree.map(
@@ -62,23 +90,38 @@ def abstract_state(model: Any, optimizer: Optimizer, mesh: Mesh | None = None) -
     )
 
 
-def _build(optimizer: Optimizer, mesh: Mesh | None, model: Any, total_steps: Array) -> TrainState:
-    opt_state = optimizer.transform().init(model)
-    state = TrainState(model=model, opt_state=opt_state, step=jnp.zeros((), jnp.int32), total_steps=total_steps)
+def _build(
+    optimizer: Optimizer, mesh: Mesh | None, adapter: Lora | None, model: Any, total_steps: Array, key: Array | None
+) -> TrainState:
+    trained: Any = model
+    frozen = None
+    if adapter is not None:
+        assert key is not None
+        trained, frozen = init_adapters(model, adapter, key), freeze(model, adapter)
+    opt_state = optimizer.transform().init(trained)
+    state = TrainState(
+        model=trained, opt_state=opt_state, step=jnp.zeros((), jnp.int32), total_steps=total_steps, frozen=frozen
+    )
     return state if mesh is None else jax.lax.with_sharding_constraint(state, shardings_for(state, mesh))
 
 
 @functools.lru_cache(maxsize=64)
-def _builder(optimizer: Optimizer, mesh: Mesh | None) -> Callable[..., TrainState]:
-    """Compiled once for each optimizer, mesh and shape, not once for each run."""
-    return jax.jit(functools.partial(_build, optimizer, mesh))
+def _builder(optimizer: Optimizer, mesh: Mesh | None, adapter: Lora | None) -> Callable[..., TrainState]:
+    """Compiled once for each optimizer, mesh, adapter and shape, not once for each run."""
+    return jax.jit(functools.partial(_build, optimizer, mesh, adapter))
 
 
-def gradient_sums(objective: Objective, model: Any, batch: Batch) -> tuple[Any, Sums]:
-    """Gradient of the sum of the loss over all micro-batches, and the summed metrics. Nothing is divided."""
+def gradient_sums(objective: Objective, model: Any, batch: Batch, frozen: Any = None) -> tuple[Any, Sums]:
+    """Gradient of the sum of the loss over all micro-batches, and the summed metrics. Nothing is divided.
+
+    With a frozen model, `model` is its adapters and only they are differentiated.
+    """
+
+    def loss(model: Any, micro_batch: Batch) -> tuple[Array, Sums]:
+        return objective(whole_model(frozen, model), micro_batch)
 
     def one(micro_batch: Batch) -> tuple[Any, Sums]:
-        (_, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(model, micro_batch)
+        (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(model, micro_batch)
         return gradients, metrics
 
     num_micro = len(next(iter(batch.values())))
@@ -96,13 +139,13 @@ def gradient_sums(objective: Objective, model: Any, batch: Batch) -> tuple[Any, 
 
 
 def update(objective: Objective, optimizer: Optimizer, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-    """One update, without jit.
+    """One update, without jit; a frozen model comes back as it was.
 
     The gradient of the mean loss over the whole batch is the sum of the micro-batches' gradients over the sum of their
     weights, so any split into micro-batches is the same update. A batch whose weights are all zero has no mean: it
     counts as a step, changes neither parameters nor optimizer, and shows up as weight 0 in the metrics.
     """
-    gradients, metrics = gradient_sums(objective, state.model, batch)
+    gradients, metrics = gradient_sums(objective, state.model, batch, state.frozen)
     weight = metrics["loss"][1].astype(jnp.float32)
     trained = weight > 0
     gradients = jax.tree.map(lambda g: g * jnp.where(trained, 1.0 / jnp.where(trained, weight, 1.0), 0.0), gradients)
@@ -112,17 +155,17 @@ def update(objective: Objective, optimizer: Optimizer, state: TrainState, batch:
     keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(trained, new, old))
     one = jnp.ones((), jnp.float32)
     metrics = metrics | {"grad_norm": (global_norm(gradients), one), "learning_rate": (rate, one)}
-    new_state = TrainState(
+    new_state = dataclasses.replace(
+        state,
         model=keep(model, state.model),
         opt_state=keep(opt_state, state.opt_state),
         step=state.step + 1,
-        total_steps=state.total_steps,
     )
     return new_state, metrics
 
 
 class Step:
-    """A compiled update; call it with a state (which it consumes) and a batch. Made by `make_step`."""
+    """A compiled update; call it with a state (whose trained part it consumes) and a batch. Made by `make_step`."""
 
     def __init__(self, objective: Objective, optimizer: Optimizer, mesh: Mesh | None) -> None:
         self.objective = objective
@@ -130,9 +173,11 @@ class Step:
         self.mesh = mesh
         self.compiled = jax.jit(self._run, donate_argnums=0)
 
-    def _run(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+    def _run(self, state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Sums]:
         with activate(self.mesh):
+            state = dataclasses.replace(state, frozen=frozen)
             new_state, metrics = update(self.objective, self.optimizer, state, batch)
+            new_state = new_state.trained()
         if self.mesh is not None:
             # Said, not left to the compiler: a state that came back placed otherwise would compile a second program.
             new_state = jax.lax.with_sharding_constraint(new_state, shardings_for(new_state, self.mesh))
@@ -145,7 +190,9 @@ class Step:
         return jax.device_put(batch, None if self.mesh is None else batch_shardings(batch, self.mesh))
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        return self.compiled(state, self.place(batch))
+        # The frozen model goes in beside the state and never comes out: neither changed, copied nor given away.
+        new_state, metrics = self.compiled(state.trained(), state.frozen, self.place(batch))
+        return dataclasses.replace(new_state, frozen=state.frozen), metrics
 
     def values(self, metrics: Sums) -> dict[str, float]:
         """The metrics on the host; waits for the step that made them."""
@@ -153,7 +200,7 @@ class Step:
 
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
         """The program, not run: for counts of operations and memory."""
-        return self.compiled.lower(state, batch)
+        return self.compiled.lower(state.trained(), state.frozen, batch)
 
 
 @functools.lru_cache(maxsize=64)
