@@ -60,7 +60,7 @@ def examples(seqio, name: str, stop: int | None = None, **arguments) -> list[dic
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
 def test_a_prefix_example_is_the_conversation_cut_before_the_last_answer(tokenizer, template):
     extra = [name for name in template.specials if name not in (*SPECIALS, "<bos>", "<eos>")]
-    words = Tokenizer(tokenizer.model, specials=(*SPECIALS, *extra)) if extra else tokenizer
+    words = Tokenizer.from_bytes(tokenizer.model, specials=(*SPECIALS, *extra)) if extra else tokenizer
     for one in RECORDS["code"]:
         whole = encode(template, words, one.messages)
         cut = example_of(one, tokenizer=words, template=template, view="prefix")

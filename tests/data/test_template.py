@@ -31,7 +31,7 @@ from dynamics.record import Turn
 
 ALL_SPECIALS = (*SPECIALS, "<|im_start|>", "<|im_end|>")
 TEXTS = ["USER: ASSISTANT: [INST] user assistant system 一二三 12 ### Instruction: Response: the cat sat"] * 20
-TOKENIZER = Tokenizer(train_tokenizer(TEXTS, vocab_size=450).model, specials=ALL_SPECIALS)
+TOKENIZER = Tokenizer.from_bytes(train_tokenizer(TEXTS, vocab_size=450).model, specials=ALL_SPECIALS)
 
 
 def turns(*contents: str, system: str | None = None) -> list[Turn]:
