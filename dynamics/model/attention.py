@@ -7,16 +7,28 @@ which looks at nothing: its output is zero. Rows of a batch never mix. Softmax i
 """
 
 import functools
-from typing import Literal
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-Kind = Literal["auto", "reference", "blocks", "fused"]
+from dynamics.errors import UserError
+from dynamics.model.attention_kernels import splash
+from dynamics.model.sharding import HEAD_AXES, ROW_AXES, active_mesh, active_platform
+
+Kernel = Literal["reference", "blocks", "fused", "splash", "cudnn"]
+Kind = Literal["auto", "reference", "blocks", "fused", "splash", "cudnn"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # Finite, so that a row with nothing to look at gives numbers; exp(HIDDEN - any score) is exactly 0 in float32.
 HIDDEN = -1e30
+
+MIXED = "mixed"  # the name under which rematerialisation keeps what attention gives, and its softmax denominators
 
 
 def attention(
@@ -31,17 +43,95 @@ def attention(
     """Mix the values of earlier positions of the same segment, weighted by softmax of scaled dot products.
 
     `kind`: "reference" (all scores at once; the oracle), "blocks" (each block of `block` queries against the keys up
-    to its end: half the work; best on CPU), "fused" (jax.nn.dot_product_attention), "auto" (blocks on CPU, else fused).
+    to its end: half the work; best on CPU), "fused" (jax.nn.dot_product_attention, in XLA), "splash" (Pallas, TPU; on
+    other platforms interpreted, for tests), "cudnn" (flash attention on GPU), "auto" (see `kernel_for`).
+    On an active mesh every device computes its own rows and heads; heads are split over tensor and sequence.
+    Raises UserError when a kernel asked for by name does not take these arrays, or when heads do not divide.
     """
-    if kind == "auto":
-        kind = "blocks" if jax.default_backend() == "cpu" else "fused"
-    if kind == "fused":
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=_allowed(segments, segments)[:, None])
-    elif kind == "blocks":
+    platform = active_platform()
+    kernel = kernel_for(kind, platform=platform, length=query.shape[1], head_dim=query.shape[3], dtype=query.dtype.name)
+    local = functools.partial(_local, kernel=kernel, block=block, interpret=platform != "tpu")
+    mesh = active_mesh()
+    with jax.named_scope(f"attention_{kernel}"):
+        return (local if mesh is None else _over_mesh(local, mesh))(query, key, value, segments)
+
+
+def kernel_for(kind: Kind, *, platform: str, length: int, head_dim: int, dtype: str) -> Kernel:
+    """The kernel that computes this attention: the one place where the platform decides.
+
+    "auto" takes blocks on CPU, Splash on TPU, cuDNN on GPU, and "fused" where those do not take the arrays. A kernel
+    that is asked for by name and does not take them is a UserError, never another kernel.
+    """
+    best: dict[str, Kernel] = {"cpu": "blocks", "tpu": "splash", "gpu": "cudnn"}
+    chosen = best.get(platform, "fused") if kind == "auto" else kind
+    refusal = _refusal(chosen, platform, length, head_dim, dtype)
+    if refusal and kind != "auto":
+        raise UserError(f"attention {chosen!r} {refusal}; use attention='auto', which takes another kernel there")
+    return "fused" if refusal else chosen
+
+
+def _refusal(kernel: Kernel, platform: str, length: int, head_dim: int, dtype: str) -> str:
+    """Why a kernel does not take these arrays; empty when it does."""
+    if kernel == "splash" and (length % 128 or head_dim % 64):
+        return f"needs a length in 128s and a head_dim in 64s, and was given length {length}, head_dim {head_dim}"
+    if kernel == "cudnn" and platform != "gpu":
+        return f"runs on gpu, not on {platform}"
+    if kernel == "cudnn" and dtype not in ("bfloat16", "float16"):
+        return f"computes in bfloat16 or float16, not {dtype}"
+    if kernel == "cudnn" and (length % 2 or head_dim % 8 or head_dim > 128):
+        return f"needs an even length and a head_dim in 8s up to 128, and was given {length} and {head_dim}"
+    return ""
+
+
+def _local(
+    query: Array, key: Array, value: Array, segments: Array, *, kernel: Kernel, block: int, interpret: bool
+) -> Float[Array, "b l h c"]:
+    """The rows and heads of one device."""
+    if kernel == "splash":
+        mixed = splash(query, key, value, segments, saved_as=MIXED, interpret=interpret)
+    elif kernel == "blocks":
         mixed = _in_blocks(query, key, value, segments, block=block)
+    elif kernel == "reference":
+        mixed = checkpoint_name(_reference(query, key, value, segments), MIXED)
     else:
-        mixed = _reference(query, key, value, segments)
+        mixed = checkpoint_name(_library(query, key, value, segments, kernel), MIXED)
     return jnp.where(segments[:, :, None, None] > 0, mixed, 0)
+
+
+def _library(query: Array, key: Array, value: Array, segments: Array, kernel: Kernel) -> Array:
+    """jax.nn.dot_product_attention with segments as a mask.
+
+    For cuDNN the mask becomes a bias [b, 1, l, l] that all heads share. The row lengths that it also offers would say
+    where padding starts but not where documents meet: packed documents would see each other, without a word.
+    """
+    mask = _allowed(segments, segments)[:, None]
+    if kernel == "cudnn":  # is_causal too: it then skips the blocks of the future, which the mask alone only hides
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True, implementation="cudnn")
+    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+
+
+def _over_mesh(local: functools.partial, mesh: AbstractMesh) -> functools.partial:
+    """`local` on every device's rows and heads; positions that were split over `sequence` are whole inside.
+
+    Each device gives away its positions of most heads for all positions of a few. Key/value heads are repeated where
+    the devices are more than they. Kernels that are single calls (Splash, cuDNN) could not be split by the compiler.
+    Source: Jacobs et al. 2023 (DeepSpeed-Ulysses).
+    """
+    rows, heads = PartitionSpec(ROW_AXES, None), PartitionSpec(ROW_AXES, None, HEAD_AXES, None)
+    spread = jax.shard_map(local, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return functools.partial(_with_enough_heads, spread, math.prod(mesh.shape[axis] for axis in HEAD_AXES))
+
+
+def _with_enough_heads(
+    spread: Callable[..., Array], parts: int, query: Array, key: Array, value: Array, segments: Array
+) -> Array:
+    if query.shape[2] % parts:
+        raise UserError(
+            f"attention has {query.shape[2]} heads, not divisible by mesh axis {' x '.join(HEAD_AXES)} of size "
+            f"{parts}; use a mesh with {' x '.join(HEAD_AXES)} of {math.gcd(query.shape[2], parts)}"
+        )
+    repeats = parts // math.gcd(key.shape[2], parts)
+    return spread(query, jnp.repeat(key, repeats, axis=2), jnp.repeat(value, repeats, axis=2), segments)
 
 
 def _allowed(query_segments: Int[Array, "b q"], key_segments: Int[Array, "b s"]) -> Array:
@@ -106,7 +196,9 @@ def _blocks_forward(
         part = _mix(weights.astype(value.dtype), value[:, :, :stop])
         mixed.append((part / total).astype(value.dtype))
         norms.append(top + jnp.log(total))
-    result, norm = jnp.concatenate(mixed, axis=3), jnp.concatenate(norms, axis=3)
+    # Named, so that a policy can keep both and the backward pass need not mix a second time.
+    result = checkpoint_name(jnp.concatenate(mixed, axis=3), MIXED)
+    norm = checkpoint_name(jnp.concatenate(norms, axis=3), MIXED)
     return result, (query, key, value, segments, result, norm)
 
 

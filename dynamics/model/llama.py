@@ -10,19 +10,24 @@ Source: Touvron et al. 2023 (LLaMA); grouped queries from Ainslie et al. 2023.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from dynamics.errors import UserError
-from dynamics.model.attention import Kind, attention
+from dynamics.model.attention import KINDS, MIXED, Kernel, Kind, attention, kernel_for
 from dynamics.model.sharding import constrain
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+# What the backward pass finds and need not compute again: see `_rematerialised` and `saved_bytes_per_token`.
+Remat = Literal["none", "full", "dots", "attention", "qkv", "mlp", "offload"]
+REMATS: tuple[Remat, ...] = get_args(Remat)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,7 @@ class LlamaConfig:
     tied_head: bool = False
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Remat = "none"
     scan_layers: bool = False
     attention: Kind = "auto"
     attention_block: int = 128  # queries per block of the "blocks" attention
@@ -96,12 +101,9 @@ class LlamaConfig:
         for field in ("param_dtype", "compute_dtype"):
             if getattr(self, field) not in DTYPES:
                 raise UserError(f"model {self.name!r}: {field} is {getattr(self, field)!r}; known: {', '.join(DTYPES)}")
-        if self.remat not in ("none", "full", "dots"):
-            raise UserError(f"model {self.name!r}: remat is {self.remat!r}; known: none, full, dots")
-        if self.attention not in ("auto", "reference", "blocks", "fused"):
-            raise UserError(
-                f"model {self.name!r}: attention is {self.attention!r}; known: auto, reference, blocks, fused"
-            )
+        for field, known in (("remat", REMATS), ("attention", KINDS)):
+            if getattr(self, field) not in known:
+                raise UserError(f"model {self.name!r}: {field} is {getattr(self, field)!r}; known: {', '.join(known)}")
 
 
 def _small(name: str, *, d_model: int, num_layers: int, head_dim: int, d_ff: int) -> LlamaConfig:
@@ -226,10 +228,10 @@ class Llama(nnx.Module):
         def normal(key: Array, shape: tuple[int, int], axes: tuple[str, str]) -> nnx.Param:
             return nnx.Param((jax.random.normal(key, shape) * d**-0.5).astype(dtype), logical_axes=axes)
 
-        self.embedding = normal(embed_key, (v, d), ("vocab", "embed"))
+        self.embedding = normal(embed_key, (v, d), ("vocab", "table"))
         self.blocks = Block(config, block_key)
         self.final_norm = nnx.Param(jnp.ones(d, dtype), logical_axes=("norm",))
-        self.untied_head = None if config.tied_head else normal(head_key, (d, v), ("embed", "vocab"))
+        self.untied_head = None if config.tied_head else normal(head_key, (d, v), ("table", "vocab"))
         self.config = config
 
     @property
@@ -259,13 +261,14 @@ class Llama(nnx.Module):
         def run(x: Array, block: Block) -> tuple[Array, None]:
             return apply_block(block, x, rope, segments), None
 
-        run = _rematerialised(run, config.remat)
+        run = _rematerialised(run, config)
         if config.scan_layers:
             x, _ = jax.lax.scan(run, x, self.blocks)
         else:
             for block in unstacked(self.blocks, config.num_layers):
                 x, _ = run(x, block)
-        return rms_norm(x, self.final_norm[...], config.rms_eps)
+        # Whole rows again: the trained positions of a row may lie anywhere in it.
+        return constrain(rms_norm(x, self.final_norm[...], config.rms_eps), ("batch", "whole_length", "channels"))
 
 
 def apply_block(
@@ -273,8 +276,13 @@ def apply_block(
 ) -> Float[Array, "b l d"]:
     """One layer: attention and SwiGLU, each normed before and added to the residual stream."""
     config = block.config
+    x = checkpoint_name(x, "block_input")
     query, key, value = project_qkv(block, x, rope)
+    # Said for the products before and after attention: every position's are made where the position lies.
+    query = constrain(query, ("batch", "length", "heads", "head_dim"))
+    key, value = (constrain(x, ("batch", "length", "kv_heads", "head_dim")) for x in (key, value))
     mixed = attention(query, key, value, segments, kind=config.attention, block=config.attention_block)
+    mixed = constrain(mixed, ("batch", "length", "heads", "head_dim"))
     return constrain(finish_block(block, x, mixed), ("batch", "length", "channels"))
 
 
@@ -298,7 +306,7 @@ def weighted(block: Block, name: str, x: Float[Array, "*rows d"]) -> Array:
     """x times the block's weight of that name, and what its adapter adds where it has one."""
     weight = getattr(block, name)[...]
     product = dense(x, weight.reshape(-1, weight.shape[-1]) if name == "output" else weight)
-    return product + block.adapters[name](x) if name in block.adapters else product
+    return checkpoint_name(product + block.adapters[name](x) if name in block.adapters else product, name)
 
 
 def dense(x: Float[Array, "*rows d"], weight: Float[Array, "d ..."]) -> Float[Array, "..."]:
@@ -317,13 +325,35 @@ def unstacked(blocks: Block, num_layers: int) -> list[Block]:
     return [jax.tree.unflatten(structure, [p[i].squeeze(0) for p in pieces]) for i in range(num_layers)]
 
 
-def _rematerialised(run: Callable, remat: str) -> Callable:
-    """`run` that keeps everything ("none"), nothing ("full") or only weight products ("dots") for the backward pass."""
-    if remat == "full":
-        return jax.checkpoint(run)
-    if remat == "dots":
-        return jax.checkpoint(run, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-    return run
+def _rematerialised(run: Callable, config: LlamaConfig) -> Callable:
+    """`run` that keeps for its backward pass what `config.remat` names, and computes the rest a second time."""
+    policies = jax.checkpoint_policies
+    named = policies.save_only_these_names
+    policy = {
+        "full": policies.nothing_saveable,
+        "attention": named(MIXED),
+        "qkv": named(MIXED, "query", "key", "value"),
+        "mlp": named(MIXED, "gate", "up"),
+        # A kernel is no product that XLA knows, so the policy for products alone would mix a second time.
+        "dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, named(MIXED)),
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["block_input"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }
+    if config.remat == "none":
+        return run
+    # Inside a scan nothing can be merged with the forward pass anyway, and the barrier against it stops fusions.
+    return jax.checkpoint(run, policy=policy[config.remat], prevent_cse=not config.scan_layers)
+
+
+def attention_kernel(config: LlamaConfig, platform: str, length: int) -> Kernel:
+    """The kernel that this model's attention uses on 'cpu', 'gpu' or 'tpu' for rows of `length` positions."""
+    return kernel_for(
+        config.attention, platform=platform, length=length, head_dim=config.head_dim, dtype=config.compute_dtype
+    )
 
 
 def init(config: LlamaConfig, key: Array) -> Llama:

@@ -27,8 +27,9 @@ HEAD_AXES = ("tensor", "sequence")  # inside attention: rows of whole length, an
 
 # Parameters carry logical axes where they are defined; activations name theirs where they are constrained.
 RULES: dict[str, tuple[str, ...]] = {
-    "vocab": ("tensor",),
-    "embed": ("fsdp", "sequence"),
+    "vocab": ("tensor", "sequence"),  # the head's work too: every device has all trained positions of its rows
+    "table": ("fsdp",),  # d_model of the embedding and the head, whose vocabulary takes the other two
+    "embed": ("fsdp", "sequence"),  # d_model of every other parameter
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
@@ -38,6 +39,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "rank": (),  # of a low-rank adapter
     "batch": ROW_AXES,
     "length": ("sequence",),
+    "whole_length": (),
     "channels": (),  # d_model of an activation: whole everywhere, unlike `embed` of a parameter
 }
 PARAMETER_AXES = ("fsdp", "sequence", "tensor")  # those that split parameters; the others hold copies

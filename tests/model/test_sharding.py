@@ -44,7 +44,7 @@ def test_parameters_and_optimizer_state_follow_one_table():
     state = jax.eval_shape(optax.adamw(1e-3).init, model)
     placed = named_leaves(shardings_for({"model": model, "state": state}, mesh))
     assert placed["model/blocks/query"].spec == PartitionSpec(None, ("fsdp", "sequence"), "tensor", None)
-    assert placed["model/embedding"].spec == PartitionSpec("tensor", ("fsdp", "sequence"))
+    assert placed["model/embedding"].spec == PartitionSpec(("tensor", "sequence"), "fsdp")
     for name, sharding in placed.items():
         if "mu/" in name:
             assert sharding.spec == placed["model/" + name.split("mu/")[1]].spec
@@ -55,7 +55,7 @@ def test_parameters_and_optimizer_state_follow_one_table():
 def test_members_of_a_population_keep_their_dimension_whole():
     mesh = make_mesh(MESH)
     stacked = jax.eval_shape(lambda model: jax.tree.map(lambda x: jax.numpy.stack([x, x]), model), abstract(TINY))
-    assert named_leaves(shardings_for(stacked, mesh))["embedding"].spec == PartitionSpec(None, "tensor", ("fsdp", "sequence"))
+    assert named_leaves(shardings_for(stacked, mesh))["embedding"].spec == PartitionSpec(None, ("tensor", "sequence"), "fsdp")
 
 
 def test_a_dimension_that_does_not_divide_is_named():
