@@ -116,10 +116,12 @@ def byte_level_json(
     split: str,
     special: Collection[int],
     added: Collection[int],
+    roles: Mapping[str, int],
 ) -> bytes:
     """A byte-level `tokenizer.json` from its parts: `split` is a name of PRE_TOKENIZERS.
 
-    `special` are ids that text never encodes to; `added` are ids that are found in text before it is split.
+    `special` are ids that text never encodes to; `added` are ids that are found in text before it is split. `roles`
+    gives the ids of 'bos', 'eos' and 'unk', as far as there are such.
     """
     if split not in PRE_TOKENIZERS:
         raise UserError(f"pre-tokenizer {split!r} is not known; known: {', '.join(PRE_TOKENIZERS)}")
@@ -146,6 +148,7 @@ def byte_level_json(
             "merges": [merge.split(" ", 1) for merge in merges],
         },
     }
+    _mark_roles(document, {role: pieces[id] for role, id in roles.items()})
     return _canonical(document)
 
 

@@ -5,7 +5,7 @@ Special tokens are control pieces of the model: text never encodes to one.
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dynamics.data.tokenizer import SPECIALS, Tokenizer
@@ -107,6 +107,35 @@ def train(texts: Iterable[str], *, vocab_size: int) -> SentencePieceTokenizer:
         )
         raise UserError(f"a tokenizer of {vocab_size} ids could not be trained; {advice}") from error
     return SentencePieceTokenizer(_with_choice_letters(written.getvalue()))
+
+
+def model_of_pieces(
+    pieces: Sequence[str],
+    scores: Sequence[float],
+    kinds: Sequence[int],
+    *,
+    roles: Mapping[str, int],
+    leading_space: bool,
+) -> bytes:
+    """A SentencePiece model from its parts: byte-pair encoding with byte fallback, text taken as it is, as LLaMA's.
+
+    `kinds` are SentencePiece's own numbers (1 normal, 2 unknown, 3 control, ...); `roles` gives the ids of 'unk',
+    'bos' and 'eos', as far as there are such.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    for piece, score, kind in zip(pieces, scores, kinds, strict=True):
+        proto.pieces.add(piece=piece, score=score, type=kind)
+    trained, normalizer = proto.trainer_spec, proto.normalizer_spec
+    trained.model_type, trained.vocab_size, trained.byte_fallback = trained.BPE, len(pieces), True
+    for role in ("unk", "bos", "eos"):
+        setattr(trained, f"{role}_id", roles.get(role, -1))
+        if role in roles:
+            setattr(trained, f"{role}_piece", pieces[roles[role]])  # the processor finds ids by these names
+    normalizer.name, normalizer.add_dummy_prefix = "identity", leading_space
+    normalizer.remove_extra_whitespaces, normalizer.escape_whitespaces = False, True
+    return proto.SerializeToString(deterministic=True)
 
 
 def _with_choice_letters(model: bytes) -> bytes:
