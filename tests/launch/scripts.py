@@ -1,0 +1,33 @@
+"""What the tests of the launch scripts share: running one, and a stand-in for the program that it starts."""
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LAUNCH = ROOT / "launch"
+TRAIN = ("train", "configs/train_practice.py")
+NAMES = ("job.sh", "local.sh", "slurm.sh", "tpu.sh")
+
+
+def program(path: Path, text: str) -> Path:
+    """An executable shell script."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def start(name: str, *words: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.Popen[str]:
+    """A launch script in the background, its two outputs as pipes. No SLURM around it."""
+    quiet = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    return subprocess.Popen(
+        [str(LAUNCH / name), *words],
+        env=quiet | (env or {}), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run(name: str, *words: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> tuple[int, str, str]:
+    """A launch script to its end: exit code, output, errors."""
+    process = start(name, *words, env=env, cwd=cwd)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
