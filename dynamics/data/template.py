@@ -29,7 +29,7 @@ class Piece:
     trained: bool
     text: str | None = None
     special: str | None = None
-    starts_word: bool = True  # SentencePiece's space before the text; False where it continues the line before it
+    starts_word: bool = True  # a space before the text, unless it opens the line; False where it continues the line
 
     def __post_init__(self) -> None:
         assert (self.text is None) != (self.special is None), "a piece is either text or a special token"
@@ -114,7 +114,6 @@ class Vicuna(Template):
                 before = ""
             else:
                 yield from self.opening()
-                # The space of ' ASSISTANT: text' is the one that SentencePiece puts before the answer.
                 yield Piece(text=turn.content, role="assistant", trained=True)
                 yield Piece(special="<eos>", role="assistant", trained=True)
 
@@ -241,18 +240,22 @@ class Mistral(Template):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatML(Template):
-    """`<|im_start|>`role newline text`<|im_end|>`newline; load the tokenizer with `specials=CHATML.tokenizer_specials`.
+    """`<|im_start|>`role newline text`<|im_end|>`newline; load the tokenizer with `tokenizer_specials(CHATML)`.
 
-    A system turn is written the same way wherever it stands.
+    A system turn is written the same way wherever it stands. `system` is written first where the conversation does
+    not begin with one.
 
-    Source: OpenAI's chatml.md; no default system text.
+    Source: OpenAI's chatml.md, without a system text; SmolLM2-135M-Instruct's chat template, with one.
     """
 
     name: str = "chatml"
     stop: str = "<|im_end|>"
     specials: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")
+    system: str | None = None
 
     def write(self, messages: Sequence[Turn]) -> Iterator[Piece]:
+        if self.system is not None and messages[0].role != "system":
+            messages = (Turn(role="system", content=self.system), *messages)
         for turn in messages:
             trained = turn.role == "assistant"
             yield from _chatml_opening(turn.role)
@@ -264,9 +267,35 @@ class ChatML(Template):
         return list(_chatml_opening("assistant"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Llama3(Template):
+    """`<bos>`, then `<|start_header_id|>`role`<|end_header_id|>`, a blank line and text`<|eot_id|>` for each turn.
+
+    A system turn is written the same way wherever it stands; there is no default one and no date.
+
+    Source: tokenizer.py of meta-llama/llama3, `ChatFormat`.
+    """
+
+    name: str = "llama3"
+    stop: str = "<|eot_id|>"
+    specials: tuple[str, ...] = ("<bos>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+
+    def write(self, messages: Sequence[Turn]) -> Iterator[Piece]:
+        yield Piece(special="<bos>", role=messages[0].role, trained=False)
+        for turn in messages:
+            trained = turn.role == "assistant"
+            yield from _llama3_opening(turn.role)
+            yield Piece(text=turn.content, role=turn.role, trained=trained, starts_word=False)
+            yield Piece(special="<|eot_id|>", role=turn.role, trained=trained)
+
+    def opening(self) -> list[Piece]:
+        return list(_llama3_opening("assistant"))
+
+
 DOIT, VICUNA, ALPACA, TULU = DoIT(), Vicuna(), Alpaca(), Tulu()
-LLAMA2, MISTRAL, CHATML = Llama2(), Mistral(), ChatML()
-TEMPLATES: tuple[Template, ...] = (DOIT, VICUNA, ALPACA, TULU, LLAMA2, MISTRAL, CHATML)
+LLAMA2, MISTRAL, CHATML, LLAMA3 = Llama2(), Mistral(), ChatML(), Llama3()
+SMOLLM2 = ChatML(name="smollm2", system="You are a helpful AI assistant named SmolLM, trained by Hugging Face")
+TEMPLATES: tuple[Template, ...] = (DOIT, VICUNA, ALPACA, TULU, LLAMA2, MISTRAL, CHATML, SMOLLM2, LLAMA3)
 
 
 def tokenizer_specials(template: Template) -> tuple[str, ...]:
@@ -295,14 +324,21 @@ def encode(template: Template, tokenizer: Tokenizer, messages: Sequence[Turn], *
     """The ids of a conversation under a template, and the positions that are trained on.
 
     Neighboring text pieces of equal `trained` are encoded as one text, so a boundary inside a prompt costs no token.
+    A word that starts after a text on the same line has a space before it: SentencePiece puts one before every text,
+    a byte-level tokenizer puts none, so it is written for it.
     """
     tokens: list[int] = []
     trained: list[bool] = []
+    after_text = False
     for piece in _join_texts(template.pieces(messages, generate=generate)):
         if piece.special is not None:
             ids = [tokenizer.special_id(piece.special)]
         else:
-            ids = tokenizer.encode(piece.text or "", starts_word=piece.starts_word)
+            text = piece.text or ""
+            if text and piece.starts_word and after_text and not tokenizer.leading_space:
+                text = f" {text}"
+            ids = tokenizer.encode(text, starts_word=piece.starts_word)
+        after_text = piece.special is None
         tokens.extend(ids)
         trained.extend([piece.trained] * len(ids))
     return Encoded(tokens=np.asarray(tokens, dtype=np.int32), trained=np.asarray(trained, dtype=np.bool_))
@@ -324,6 +360,13 @@ def _join_texts(pieces: Sequence[Piece]) -> list[Piece]:
 def _chatml_opening(role: str) -> Iterator[Piece]:
     yield Piece(special="<|im_start|>", role=role, trained=False)
     yield Piece(text=f"{role}\n", role=role, trained=False, starts_word=False)
+
+
+def _llama3_opening(role: str) -> Iterator[Piece]:
+    yield Piece(special="<|start_header_id|>", role=role, trained=False)
+    yield Piece(text=role, role=role, trained=False, starts_word=False)
+    yield Piece(special="<|end_header_id|>", role=role, trained=False)
+    yield Piece(text="\n\n", role=role, trained=False, starts_word=False)
 
 
 def _check_turns(messages: Sequence[Turn], *, generate: bool) -> None:
