@@ -104,11 +104,9 @@ def _gguf_source(path: Path) -> Source:
     tensors = {name: _lazy(name, array, str(path)) for name, array in found.tensors.items()}
     harmless = check_fit(config, tensors, str(path))
     check_tied(harmless, tensors)
-    files: dict[str, bytes | Path] = {}
-    if found.tokenizer_model is not None:
-        files["tokenizer.model"] = found.tokenizer_model
-    if found.tokenizer_json is not None:
-        files["tokenizer.json"] = found.tokenizer_json
+    made = {"tokenizer.json": found.tokenizer_json, "tokenizer.model": found.tokenizer_model}
+    files: dict[str, bytes | Path] = {name: content for name, content in made.items() if content is not None}
+    files["tokenizer_config.json"] = json.dumps(found.tokenizer_config, indent=2, ensure_ascii=False).encode()
     return Source(
         place=str(path), data=dict(found.config), config=config, tensors=tensors, digests={}, files=files,
         generation=found.generation_config, harmless=harmless,

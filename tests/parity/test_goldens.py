@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from parity.ours import FLOAT32, check_bfloat16, distance, logits
 from parity.toys import CONFIGS, tokens, write_toy
 
