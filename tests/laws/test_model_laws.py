@@ -15,7 +15,7 @@ TINY = LlamaConfig(
     name="tiny", vocab_size=32, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=24,
     attention_block=4,
 )  # fmt: skip
-KINDS = ("reference", "blocks", "fused")
+KINDS = ("reference", "blocks", "fused")  # Splash takes longer rows: tests/model/test_attention.py
 
 # Two documents and padding in the first row, padding between documents in the second.
 SEGMENTS = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0], [1, 1, 1, 0, 0, 2, 2, 2, 2, 3, 3, 3]], np.int32)
@@ -113,13 +113,24 @@ def test_every_field_of_the_model_changes_the_program():
 
 
 # Names apart on the mesh axes, equal in meaning: the same losses and gradients on every mesh.
-MESHES = [MeshShape(), MeshShape(data=8), MeshShape(data=4, fsdp=2), MeshShape(data=2, fsdp=2, tensor=2)]
+MESHES = [
+    MeshShape(),
+    MeshShape(data=8),
+    MeshShape(fsdp=8),
+    MeshShape(data=2, fsdp=2, tensor=2),
+    MeshShape(fsdp=2, tensor=4),
+    MeshShape(sequence=4, fsdp=2),
+    MeshShape(fsdp=2, sequence=2, tensor=2),
+    MeshShape(dcn=2, fsdp=2, tensor=2),
+    MeshShape(dcn=2, data=2, sequence=2),
+]
 
 
 @pytest.fixture(scope="module")
 def wide():
     rng = np.random.default_rng(2)
-    config = dataclasses.replace(TINY, num_layers=1)
+    # Key/value heads are fewer than the devices that share a row where tensor x sequence is 8: those repeat them.
+    config = dataclasses.replace(TINY, num_heads=8, num_kv_heads=4, scan_layers=True)
     segments = np.tile(SEGMENTS, (4, 1))
     trained = [np.sort(rng.choice(12, 5, replace=False)) for _ in range(8)]
     return init(config, jax.random.key(3)), rng.integers(0, 32, (8, 12)).astype(np.int32), segments, trained
@@ -132,7 +143,7 @@ def grouped(trained, groups):
     return np.stack(flat).astype(np.int32)
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=lambda s: f"{s.data}x{s.fsdp}x{s.tensor}")
+@pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_every_mesh_gives_the_same_loss_and_gradients(wide, shape):
     model, tokens, segments, trained = wide
     mesh = make_mesh(shape)

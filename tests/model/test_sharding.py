@@ -55,13 +55,15 @@ def test_parameters_and_optimizer_state_follow_one_table():
 def test_members_of_a_population_keep_their_dimension_whole():
     mesh = make_mesh(MESH)
     stacked = jax.eval_shape(lambda model: jax.tree.map(lambda x: jax.numpy.stack([x, x]), model), abstract(TINY))
-    assert named_leaves(shardings_for(stacked, mesh))["embedding"].spec == PartitionSpec(None, ("tensor", "sequence"), "fsdp")
+    spec = named_leaves(shardings_for(stacked, mesh))["embedding"].spec
+    assert spec == PartitionSpec(None, ("tensor", "sequence"), "fsdp")
 
 
 def test_a_dimension_that_does_not_divide_is_named():
     odd = dataclasses.replace(TINY, num_heads=6, num_kv_heads=6)
     with pytest.raises(
-        UserError, match="parameter blocks/key has 6 kv_heads, not divisible by mesh axis tensor of size 4; use .* of 2"
+        UserError,
+        match=r"parameter blocks/key has 6 kv_heads, not divisible by mesh axis tensor of size 4; use .* of 2",
     ):
         shardings_for(abstract(odd), make_mesh(MeshShape(tensor=4)))
 
