@@ -168,6 +168,11 @@ def _model_commands(root: _Commands) -> None:
 
 def _hosts(parser: argparse.ArgumentParser) -> None:
     """Options of a command that may run as one process of several, on one host or many."""
+    parser.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where process 0 listens; all three are found on SLURM and TPU VMs"
+    )
+    parser.add_argument("--num-processes", type=int, metavar="N", help="processes that train together (default: found)")
+    parser.add_argument("--process-id", type=int, metavar="I", help="this one's number, 0 to N - 1")
 
 
 def _parser() -> argparse.ArgumentParser:

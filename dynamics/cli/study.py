@@ -9,20 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from dynamics.cli.options import load_study
-from dynamics.cli.stopping import orderly_on_sigterm
+from dynamics.cli.stopping import is_lead, together
 
 
 def run(options: argparse.Namespace) -> int:
     """Run what is missing, write the report, and print where it lies; exit code 1 when a cell failed."""
-    from dynamics.study.execution import run_study
-    from dynamics.study.progress import Progress, duration
-    from dynamics.study.summary import planned_results, record_call, report
+    from dynamics.study.progress import Progress
 
-    study = load_study(options)
-    folder = Path(options.output) / study.name
-    record = functools.partial(record_call, command=shlex.join(["dynamics", *sys.argv[1:]]))
-    with orderly_on_sigterm(), Progress(sys.stderr) as progress:
-        done = run_study(study, folder, workers=options.workers, way=options.way, on_progress=progress, on_end=record)
+    with together(options):
+        from dynamics.study.execution import run_study
+        from dynamics.study.summary import record_call
+
+        study = load_study(options)
+        folder = Path(options.output) / study.name
+        record = functools.partial(record_call, command=shlex.join(["dynamics", *sys.argv[1:]]))
+        with Progress(sys.stderr) as progress:
+            done = run_study(
+                study, folder, workers=options.workers, way=options.way, on_progress=progress, on_end=record
+            )
+        return _report_run(options, folder, done) if is_lead() else int(bool(done.failed))
+
+
+def _report_run(options: argparse.Namespace, folder: Path, done: Any) -> int:
+    from dynamics.study.progress import duration
+    from dynamics.study.summary import planned_results, report
+
     page = report(folder) if planned_results(folder) else None
     if options.json:
         print(json.dumps(done.to_dict() | {"report": page and str(page)}))
@@ -30,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     for cell, reason in done.failed.items():
         print(f"failed: {cell}: {reason} (traceback in {folder / 'cells' / cell / 'failed.json'})", file=sys.stderr)
     spent = f"{done.ran} cells run, {done.skipped} were done, {len(done.failed)} failed; {duration(done.seconds)}"
-    print(f"{study.name}: {spent}")
+    print(f"{done.name}: {spent}")
     print(f"report: {page}" if page else "report: none, since no cell is done")
     return 1 if done.failed else 0
 

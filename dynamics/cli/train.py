@@ -5,25 +5,34 @@ import dataclasses
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from dynamics.allocator import keep_freed_memory
 from dynamics.cli.options import load_run
-from dynamics.cli.stopping import orderly_on_sigterm
+from dynamics.cli.stopping import is_lead, together
 
 
 def train(options: argparse.Namespace) -> int:
     """Train one run and print its scores on test."""
-    from dynamics.study.prepare import Workspace, cache_folder
-    from dynamics.study.single import train_run
-
     keep_freed_memory()
-    run = load_run(options)
-    with orderly_on_sigterm():  # the loop itself saves first; this is for what comes before and after it
+    with together(options):  # the loop itself saves at SIGTERM; this is for what comes before and after it
+        from dynamics.study.coordinator import keep_programs
+        from dynamics.study.prepare import Workspace, cache_folder
+        from dynamics.study.single import train_run
+
+        run = load_run(options)
+        keep_programs(cache_folder())
         folder, scores = train_run(run, options.output, Workspace(cache_folder()), _Fraction())
+        if is_lead():
+            _print_scores(options, folder, scores)
+    return 0
+
+
+def _print_scores(options: argparse.Namespace, folder: Path, scores: dict[str, Any]) -> None:
     if options.json:
         print(json.dumps({"folder": str(folder), "scores": scores}))
-        return 0
+        return
     record = scores["run"]
     for reason in record["walked_back"]:
         print(f"note: a damaged checkpoint was not used: {reason}", file=sys.stderr)
@@ -34,7 +43,6 @@ def train(options: argparse.Namespace) -> int:
         mean, chance = _mean(result["scores"]), _mean(result["chance"])
         nats = sum(result["loss_sums"]) / max(1, sum(result["num_tokens"]))
         print(f"  {ability:18} score {mean:.3f} (chance {chance:.3f})  loss {nats:.3f} nats/token")
-    return 0
 
 
 def evaluate(options: argparse.Namespace) -> int:

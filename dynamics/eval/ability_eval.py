@@ -80,7 +80,7 @@ def evaluate(
 def evaluate_prepared(model: Any, prepared: Prepared, *, mesh: Mesh | None = None) -> list[ItemResult]:
     """One result for each prepared item, in their order."""
     logprobs, letters = score_texts(model, prepared, mesh=mesh)
-    answers = _generate(model, prepared)
+    answers = _generate(model, prepared, mesh=mesh)
     bounds = np.searchsorted(prepared.item_of_text, np.arange(len(prepared.items) + 1))
     results = []
     for index, item in enumerate(prepared.items):
@@ -144,7 +144,7 @@ def _judge(item: Item, generated: Generated, prepared: Prepared) -> ItemResult:
     return replace(chosen, answer=answer, unparsed=True, truncated=truncated)
 
 
-def _generate(model: Any, prepared: Prepared) -> dict[int, Generated]:
+def _generate(model: Any, prepared: Prepared, *, mesh: Mesh | None) -> dict[int, Generated]:
     """{item: its greedy answer}. Worked answers go apart: a batch runs until its longest answer ends."""
     settings = prepared.settings
     answers: dict[int, Generated] = {}
@@ -159,6 +159,7 @@ def _generate(model: Any, prepared: Prepared) -> dict[int, Generated]:
             stop_ids=sorted(prepared.stop_ids),
             pad_id=prepared.tokenizer.pad_id,
             batch_size=settings.batch_size,
+            mesh=mesh,
         )
         answers |= {index: answer for (index, _), answer in zip(asked, generated, strict=True)}
     return answers

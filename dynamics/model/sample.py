@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from dynamics.errors import UserError
@@ -38,11 +39,13 @@ def greedy(
     pad_id: int,
     batch_size: int,
     bucket: int = 32,
+    mesh: Mesh | None = None,
 ) -> list[Generated]:
     """Continue every prompt with the most likely token, until a stop token or `max_new_tokens`.
 
     Prompts are decoded `batch_size` at a time, sorted by length, in slots of `bucket` times a power of two; results
-    come back in the order given. Raises UserError for an empty prompt and for sizes below 1.
+    come back in the order given. A model on a `mesh` that spans processes is decoded by all of them together: each
+    gives the same prompts and gets all answers. Raises UserError for an empty prompt and for sizes below 1.
     """
     for name, size in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size), ("bucket", bucket)):
         if size < 1:
@@ -50,13 +53,13 @@ def greedy(
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise UserError(f"greedy decoding: prompt {number} is empty; give at least one token")
-    stops = jnp.asarray(list(stop_ids) or [-1], jnp.int32)
+    stops = np.asarray(list(stop_ids) or [-1], np.int32)
     by_length = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     pending = []
     for start in range(0, len(prompts), batch_size):
         chosen = by_length[start : start + batch_size]
         tokens, lengths = _aligned([prompts[number] for number in chosen], batch_size, bucket, pad_id)
-        pending.append((chosen, _decode(model, tokens, lengths, stops, max_new_tokens=max_new_tokens)))
+        pending.append((chosen, _decode(model, tokens, lengths, stops, max_new_tokens=max_new_tokens, mesh=mesh)))
     results: dict[int, Generated] = {}
     for chosen, arrays in pending:  # only now does the host wait, so batches follow each other without a gap
         emitted, counts, stopped, logits = (np.asarray(array) for array in arrays)
@@ -151,9 +154,15 @@ def _step(
     return _logits(model, x[:, 0]), caches
 
 
-@functools.partial(jax.jit, static_argnames=("max_new_tokens",))
+@functools.partial(jax.jit, static_argnames=("max_new_tokens", "mesh"))
 def _decode(
-    model: Llama, tokens: Int[Array, "b l"], lengths: Int[Array, " b"], stops: Int[Array, " s"], *, max_new_tokens: int
+    model: Llama,
+    tokens: Int[Array, "b l"],
+    lengths: Int[Array, " b"],
+    stops: Int[Array, " s"],
+    *,
+    max_new_tokens: int,
+    mesh: Mesh | None,
 ) -> tuple[Array, Array, Array, Array]:
     """(tokens [b, new], how many of them [b], stopped [b], last logits [b, v]); ends when every row has stopped."""
     # Unstacked once, outside the loop: a slice of every weight in every step costs more than the step's products.
@@ -190,4 +199,7 @@ def _decode(
     }
     first = (jnp.int32(0), record(jnp.int32(0), state, logits))
     _, state = jax.lax.while_loop(lambda c: (c[0] + 1 < max_new_tokens) & ~jnp.all(c[1]["done"]), body, first)
-    return state["emitted"], state["counts"], state["stopped"], state["logits"]
+    results = state["emitted"], state["counts"], state["stopped"], state["logits"]
+    if mesh is not None:  # whole on every host, which may not read the others' devices
+        results = jax.lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec()))
+    return results

@@ -1,5 +1,6 @@
 """Base models: pre-trained once for each size on the source's plain text, kept in the cache, shared by all cells."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from dynamics import config
 from dynamics.losses.sft import SFT
 from dynamics.model.llama import LlamaConfig, abstract, init
-from dynamics.model.sharding import make_mesh, num_row_shards
+from dynamics.model.sharding import make_mesh, num_row_shards, shardings_for
 from dynamics.seeds import name_hash, stream
 from dynamics.study.cache import from_cache
 from dynamics.study.course import device_batches, plan_course
@@ -22,6 +23,7 @@ from dynamics.study.folder import wait_for, write_json
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import Base, Budget, Run, base_identity
 from dynamics.train.checkpoint import load_params, save_params
+from dynamics.train.distributed import agree, check_mesh, check_shared, is_lead, placed, row_shards_here, several
 from dynamics.train.loop import train
 from dynamics.train.step import init_state, make_step
 
@@ -31,6 +33,7 @@ Report = Callable[[float], None]  # told the fraction that is done
 def run_mesh(run: Run) -> Mesh | None:
     """The mesh of a run; None where it is one device, which needs no placement."""
     mesh = make_mesh(run.mesh)
+    check_mesh(mesh)
     return None if mesh.size == 1 else mesh
 
 
@@ -43,14 +46,31 @@ def row_groups(mesh: Mesh | None) -> int:
     return 1 if mesh is None else num_row_shards(mesh)
 
 
-def on_device(params: Any) -> Any:
+def row_groups_here(mesh: Mesh | None) -> tuple[int, ...]:
+    """The row groups that this process has the devices of."""
+    return (0,) if mesh is None else row_shards_here(mesh)
+
+
+def on_device(params: Any, mesh: Mesh | None = None) -> Any:
     """A copy for one run: the first step gives its parameters away, and the workspace's are used again."""
+    if mesh is not None and several():
+        return placed(params, shardings_for(params, mesh))
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
 
 
 def on_host(params: Any) -> Any:
     """A copy in host memory of its own."""
     return jax.tree.map(np.array, params)
+
+
+def kept(params: Any) -> Any:
+    """A copy that the next update does not touch: on the host, or, where it spans processes, on the devices."""
+    return _copied(params) if several() else on_host(params)
+
+
+@jax.jit
+def _copied(params: Any) -> Any:
+    return jax.tree.map(jnp.copy, params)
 
 
 def first_parameters(run: Run, shape: LlamaConfig, workspace: Workspace, report: Report) -> Any:
@@ -81,13 +101,27 @@ def base_parameters(run: Run, workspace: Workspace, report: Report) -> Any:
     shape = workspace.model_shape(run)
     name = f"base {folder.name}"
     if name not in workspace.memory:
-        with wait_for(folder.with_suffix(".lock")):
-            workspace.memory[name] = from_cache(
-                folder,
-                make=lambda: _pretrain(run, shape, workspace, folder, report),
-                read=lambda: on_host(load_params(folder, abstract(shape))[0]),
-            )
+        make = functools.partial(_pretrain, run, shape, workspace, folder, report)
+        read = lambda: on_host(load_params(folder, abstract(shape))[0])  # noqa: E731 - as short as its name
+        lock = folder.with_suffix(".lock")
+        if several():
+            workspace.memory[name] = _made_together(folder, lock, make, read)
+        else:
+            with wait_for(lock):
+                workspace.memory[name] = from_cache(folder, make=make, read=read)
     return workspace.memory[name]
+
+
+def _made_together(folder: Path, lock: Path, make: Callable[[], None], read: Callable[[], Any]) -> Any:
+    """Several processes train the base model as they train a run; the lead holds the lock for all of them.
+
+    A damaged one is an error here: setting it aside and making it anew is left to a run of one process.
+    """
+    check_shared(folder.parent)
+    with wait_for(lock) if is_lead() else contextlib.nullcontext():
+        if not agree(folder.exists()):
+            make()
+        return read()
 
 
 def _pretrain(run: Run, shape: LlamaConfig, workspace: Workspace, folder: Path, report: Report) -> None:
@@ -98,9 +132,17 @@ def _pretrain(run: Run, shape: LlamaConfig, workspace: Workspace, folder: Path, 
     course = plan_course(store, order, budget=Budget(tokens=base.tokens), batch=base.batch)
     mesh = run_mesh(run)
     model = init(shape, jax.random.key(name_hash("base", base.seed) % 2**32))
+    if several():
+        model = on_device(on_host(model), mesh)
     trained = train(
         init_state(model, base.optimizer, total_steps=course.steps, mesh=mesh),
-        device_batches(course, groups=row_groups(mesh), micro=base.batch.micro, prefetch=prefetch_depth()),
+        device_batches(
+            course,
+            groups=row_groups(mesh),
+            micro=base.batch.micro,
+            prefetch=prefetch_depth(),
+            mine=row_groups_here(mesh),
+        ),
         make_step(SFT(), base.optimizer, mesh),
         until=course.steps,
         on_metrics=lambda step, _: report(step / course.steps),
@@ -114,7 +156,8 @@ def _pretrain(run: Run, shape: LlamaConfig, workspace: Workspace, folder: Path, 
         "final_loss": trained.last["loss"],
         "wait_share": trained.wait_share,
     }
-    write_json(folder.with_suffix(".json"), {"identity": identity, **meta, "shape": dataclasses.asdict(shape)})
+    if is_lead():
+        write_json(folder.with_suffix(".json"), {"identity": identity, **meta, "shape": dataclasses.asdict(shape)})
     save_params(folder, trained.state.model, meta, config=config.fingerprint(identity))
 
 

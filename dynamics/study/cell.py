@@ -1,5 +1,6 @@
 """One cell from beginning to end: first parameters, training, evaluation on the way, the choice, the test set once."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +16,23 @@ from dynamics.errors import UserError
 from dynamics.eval.ability_eval import ItemResult, evaluate_prepared
 from dynamics.model.llama import abstract
 from dynamics.model.sharding import shardings_for
-from dynamics.study.base import first_parameters, on_device, on_host, prefetch_depth, row_groups, run_mesh
+from dynamics.study.base import (
+    first_parameters,
+    kept,
+    on_device,
+    on_host,
+    prefetch_depth,
+    row_groups,
+    row_groups_here,
+    run_mesh,
+)
 from dynamics.study.course import Course, device_batches, plan_course
 from dynamics.study.folder import CellFolder, write_json
 from dynamics.study.grid import Cell
 from dynamics.study.prepare import Pool, Workspace
 from dynamics.study.run import Run, identity
 from dynamics.train.checkpoint import Checkpointer, load_params, save_params
+from dynamics.train.distributed import agree, barrier, check_shared, is_lead, several
 from dynamics.train.log import Log, read_log
 from dynamics.train.loop import Hook, OpenBatches, Trained, train
 from dynamics.train.step import TrainState, abstract_state, init_state, make_step
@@ -55,6 +66,7 @@ class Training:
 
     `finish` takes the trained state and returns the scores. The parameters of the best evaluation so far are kept on
     the host; with checkpoints they are also written beside them, so that a resumed run chooses as an unbroken one.
+    Several processes open the cell together; the lead alone writes its files, but for arrays.
     """
 
     def __init__(self, cell: Cell, folder: CellFolder, workspace: Workspace, report: Report) -> None:
@@ -75,7 +87,10 @@ class Training:
         self._reported = 0.0
         self._began = time.monotonic()
         self.course, self.slices = plan_run(run, workspace) if run.volume != 0 else (None, None)
-        self._write_run()
+        if several():
+            self._check_together()
+        if is_lead():
+            self._write_run()
 
     @property
     def steps(self) -> int:
@@ -84,13 +99,15 @@ class Training:
 
     def start(self) -> TrainState:
         """The state at step 0."""
-        params = on_device(first_parameters(self.run, self.shape, self.workspace, lambda fraction: None))
+        params = on_device(first_parameters(self.run, self.shape, self.workspace, lambda fraction: None), self.mesh)
         return init_state(params, self.run.optimizer, total_steps=self.steps, mesh=self.mesh)
 
     def batches(self) -> OpenBatches:
         assert self.course is not None
         batch, groups = self.run.batch, row_groups(self.mesh)
-        return device_batches(self.course, groups=groups, micro=batch.micro, prefetch=prefetch_depth())
+        return device_batches(
+            self.course, groups=groups, micro=batch.micro, prefetch=prefetch_depth(), mine=row_groups_here(self.mesh)
+        )
 
     def hooks(self) -> tuple[Hook, ...]:
         """Evaluation on valid at the chosen steps."""
@@ -101,7 +118,7 @@ class Training:
     def note(self, step: int) -> None:
         """Report how far the training is, at most about once a second."""
         now = time.monotonic()
-        if now - self._reported >= _REPORT_EVERY:
+        if is_lead() and now - self._reported >= _REPORT_EVERY:
             self._reported = now
             fraction = step / self.steps
             self._report(fraction)
@@ -115,8 +132,8 @@ class Training:
         self.curve[:] = [point for point in self.curve if point["step"] < step]
         self.curve += curve_points(results, step=step, epoch=epoch)
         self.eval_seconds += time.perf_counter() - began
-        if choose(self.curve, self.run.choose) == step:
-            self.best_step, self._best, self._best_results = step, on_host(model), results
+        if agree(choose(self.curve, self.run.choose) == step):
+            self.best_step, self._best, self._best_results = step, kept(model), results
             if self.run.checkpoint_every:
                 save_params(self._best_folder(step), self._best, config=self.cell.id)
 
@@ -124,12 +141,14 @@ class Training:
         """Read the test set once, at the chosen parameters, and put the scores together."""
         began = time.perf_counter()
         if not self._best_results:  # chosen before an interruption: these parameters are scored again, as they were
-            self._best_results = evaluate_prepared(self._best, self.prepared["valid"][0], mesh=self.mesh)
+            self._best_results = evaluate_prepared(self._placed_best(), self.prepared["valid"][0], mesh=self.mesh)
         test = evaluate_prepared(self._placed_best(), self.prepared["test"][0], mesh=self.mesh)
         self.eval_seconds += time.perf_counter() - began
         if self.run.keep_parameters:
             save_params(self.folder.path / "parameters", self._best, {"step": self.best_step}, config=self.cell.id)
-        return {
+        if not is_lead():  # what the log and the clock say is the lead's
+            return agree({})
+        scores = {
             "cell": self.cell.id,
             "coords": self.coords(),
             "chosen": {"step": self.best_step, "rule": RULES[self.run.choose]},
@@ -138,6 +157,7 @@ class Training:
             "valid": by_ability(self._best_results),
             "run": self._record(trained, test),
         }
+        return agree(scores)
 
     def coords(self) -> dict[str, Any]:
         """The cell's coordinates with what is known only now: parameters, and the volume 'full' as a number."""
@@ -162,11 +182,13 @@ class Training:
         if self.curve:
             self.best_step = choose(self.curve, self.run.choose)
             try:
-                self._best = on_host(load_params(self._best_folder(self.best_step), abstract(self.shape))[0])
+                self._best = self._loaded_best()
             except UserError as error:
                 self.walked_back.append(f"step {found.step}: not used, and the run started over: {error}")
                 self.curve.clear()
-                remove_checkpoints(self.folder)
+                if is_lead():
+                    remove_checkpoints(self.folder)
+                barrier("removed")
                 return self.start()
         return found.state
 
@@ -175,10 +197,34 @@ class Training:
         """What every checkpoint holds beside the state; the lists are changed in place."""
         return {"curve": self.curve, "walked_back": self.walked_back}
 
+    def _loaded_best(self) -> Any:
+        """The best parameters as `kept` keeps them."""
+        shapes = abstract(self.shape)
+        if self.mesh is None or not several():
+            return on_host(load_params(self._best_folder(self.best_step), shapes)[0])
+        placed = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes, shardings_for(shapes, self.mesh),
+        )  # fmt: skip
+        return load_params(self._best_folder(self.best_step), placed)[0]
+
     def _placed_best(self) -> Any:
         if self.mesh is None:
             return on_device(self._best)
+        if several():
+            return self._best  # it never left the mesh
         return jax.device_put(self._best, shardings_for(self._best, self.mesh))
+
+    def _check_together(self) -> None:
+        """UserError where this process would train on other data than the lead, or write to another folder."""
+        check_shared(self.folder.path)
+        mine = [self.workspace.tokenizer(self.run).fingerprint, self.course and self.course.batches.fingerprint]
+        leads = agree(mine)
+        if mine != leads:
+            raise UserError(
+                f"the tokenizer and batches are {mine} here and {leads} in the lead: the processes read different "
+                "files; give all of them the same data and the same version of dynamics"
+            )
 
     def _best_folder(self, step: int) -> Path:
         return self.folder.path / "best" / f"{step:08d}"
@@ -268,11 +314,11 @@ def train_cell(cell: Cell, folder: CellFolder, workspace: Workspace, report: Rep
     """The scores of one cell, trained alone. With `checkpoint_every` an interrupted run goes on where it was saved."""
     training = Training(cell, folder, workspace, report)
     if training.course is None:
-        training.evaluate(0, on_device(first_parameters(cell.run, training.shape, workspace, report)))
+        training.evaluate(0, on_device(first_parameters(cell.run, training.shape, workspace, report), training.mesh))
         return training.finish(None)
     run = cell.run
     step = make_step(run.objective, run.optimizer, training.mesh)
-    with Log(folder.path / "metrics.jsonl") as log:
+    with Log(folder.path / "metrics.jsonl") if is_lead() else contextlib.nullcontext() as log:
         if not run.checkpoint_every:
             trained = train(
                 training.start(), training.batches(), step, until=training.steps, hooks=training.hooks(),

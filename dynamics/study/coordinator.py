@@ -22,6 +22,7 @@ from dynamics.study.grid import Cell, Study
 from dynamics.study.progress import OnProgress, Running, View, label
 from dynamics.study.schedule import Job, Schedule, Work, seconds_left
 from dynamics.study.workers import Tell, Worker, WorkerDied, available_cores, worker_environment
+from dynamics.train.distributed import Terminated, agree, is_lead, several, stop_agreed
 
 Way = Literal["auto", "workers", "vmap", "singles"]
 Do = Callable[[Mapping[str, Any], Tell], dict[str, Any]]
@@ -142,8 +143,9 @@ class Coordinator:
                 self._done.add(cell.id)
         for job in jobs.values():
             self._note_work(job, 0.0, 0.0)
-        write_json(self.home.plan_file, plan_entry(self.study, entries, workers=self.num_lanes, way=self.way))
-        self.workspace.write_rejected(self.home.path / "rejected.jsonl", [cell.run for cell in self.cells])
+        if is_lead():
+            write_json(self.home.plan_file, plan_entry(self.study, entries, workers=self.num_lanes, way=self.way))
+            self.workspace.write_rejected(self.home.path / "rejected.jsonl", [cell.run for cell in self.cells])
         return list(jobs.values())
 
     def _run_threads(self, schedule: Schedule, pool: Sequence[Worker]) -> None:
@@ -178,7 +180,7 @@ class Coordinator:
 
             return do_job_here(message, told)
 
-        for job in _taken(schedule):
+        for job in _taken_together(schedule) if several() else _taken(schedule):
             self._do(job, schedule, do)
             self._show("")
 
@@ -254,6 +256,8 @@ class Coordinator:
     def _record_in_folder(self, job: Job, end: Mapping[str, Any]) -> None:
         if job.kind != "cell":
             return
+        if not is_lead():
+            return
         with contextlib.suppress(OSError), self.home.cell(job.id).claim() as mine:
             if mine:
                 self.home.cell(job.id).write_failure(end["reason"], end["traceback"])
@@ -304,6 +308,13 @@ def choose_way(way: Way, study: Study) -> Literal["workers", "vmap", "singles"]:
     platform = jax.default_backend()
     if way == "workers" and platform != "cpu":
         raise UserError(f"way='workers' pins processes to CPU cores, and JAX runs on {platform}; use vmap or singles")
+    if several():
+        if way in ("workers", "vmap"):
+            raise UserError(
+                f"way={way!r} shares one process's machine among runs, and this is one of several processes; use "
+                "singles: one run after another on the devices of all of them"
+            )
+        return "singles"
     meshed = study.run.mesh != MeshShape()
     if way in ("workers", "vmap") and meshed:
         raise UserError(
@@ -347,6 +358,18 @@ def _words(job: Job) -> str:
 def _taken(schedule: Schedule) -> Iterator[Job]:
     while (job := schedule.take()) is not None:
         yield job
+
+
+def _taken_together(schedule: Schedule) -> Iterator[Job]:
+    """The jobs that the lead takes, in every process; between two of them all may stop for SIGTERM."""
+    waiting = {job.id: job for job in schedule.waiting}
+    while not stop_agreed():
+        taken = schedule.take() if is_lead() else None
+        chosen = agree(taken and taken.id)
+        if chosen is None:
+            return
+        yield waiting[chosen]
+    raise Terminated
 
 
 def stored_speedup(home: StudyFolder) -> Mapping[str, Any] | None:

@@ -102,14 +102,31 @@ def _resolve(
 
 
 def device_batches(
-    course: Course, *, groups: int, micro: int, prefetch: int
+    course: Course, *, groups: int, micro: int, prefetch: int, mine: Sequence[int] | None = None
 ) -> Callable[[int, int], Iterator[DeviceBatch]]:
-    """(start, stop) -> the batches of these steps as the device wants them, `prefetch` of them made ahead."""
-    cap = trained_cap(course.batches.plan, groups=groups, micro=micro)
+    """(start, stop) -> the batches of these steps as the device wants them, `prefetch` of them made ahead.
+
+    `mine` names the groups that this process has the devices of, where it is one of several: only their rows are read,
+    and each batch is these groups one after another.
+    """
+    cap = trained_cap(course.batches.plan, groups=groups, micro=micro)  # of all rows: one program in all processes
+    if mine is None or len(mine) == groups:
+        mine, parts = (0,), 1
+    else:
+        parts = groups
+
+    def opened_part(part: int, start: int, stop: int) -> Iterator[DeviceBatch]:
+        return course.batches.iterate(
+            start, stop, prefetch=prefetch, host=part, num_hosts=parts,
+            then=lambda batch: compact(batch, groups=groups // parts, cap=cap, micro=micro),
+        )  # fmt: skip
 
     def opened(start: int, stop: int) -> Iterator[DeviceBatch]:
-        return course.batches.iterate(
-            start, stop, prefetch=prefetch, then=lambda batch: compact(batch, groups=groups, cap=cap, micro=micro)
+        if len(mine) == 1:
+            return opened_part(mine[0], start, stop)
+        together = zip(*(opened_part(part, start, stop) for part in mine), strict=True)
+        return (
+            {name: np.concatenate([part[name] for part in batch], axis=1) for name in batch[0]} for batch in together
         )
 
     return opened

@@ -12,6 +12,7 @@ from dynamics.study.folder import StudyFolder, read_json, write_json
 from dynamics.study.grid import Cell, Study
 from dynamics.study.progress import OnProgress
 from dynamics.study.results import export, load_results
+from dynamics.train.distributed import agree, barrier, check_shared, is_lead
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ def run_study(
     cache        for tokens, base models and compiled programs; None: the user's cache folder
     on_end       is told what was done, also when Ctrl-C or SIGTERM stops the study half way
 
+    Where several processes train together (`distributed.start`), each of them calls this: cells run one after another
+    on the devices of all, and the lead alone writes the study's files, shows progress and is told of the end.
     Interrupt it as you like, kill -9 included: finished cells stay, the rest is run by the next call. A failed cell
     keeps its reason in its folder, does not stop the others, and is tried again by the next call.
     Raises UserError when the folder cannot be written or the data cannot be read.
@@ -60,9 +63,13 @@ def run_study(
     if workers is not None and workers < 1:
         raise UserError(f"workers={workers}; give at least 1")
     home = StudyFolder(Path(folder))
-    home.create()
+    check_shared(home.path)
+    if is_lead():
+        home.create()
+    barrier("study folder")
     cells = study.cells()
-    todo = [cell for cell in cells if home.cell(cell.id).scores() is None]
+    missing = set(agree([cell.id for cell in cells if home.cell(cell.id).scores() is None]))
+    todo = [cell for cell in cells if cell.id in missing]
     coordinator: Coordinator | None = None
 
     def summary(*, stopped: bool = False) -> StudySummary:
@@ -85,15 +92,23 @@ def run_study(
     try:
         if todo:
             coordinator = Coordinator(
-                study, home, cells, workers=workers, way=way, cache=cache, on_progress=on_progress
+                study,
+                home,
+                cells,
+                workers=workers,
+                way=way,
+                cache=cache,
+                on_progress=on_progress if is_lead() else None,
             )
             coordinator.run(todo)
-        else:
+        elif is_lead():
             _write_plan_once(study, home, cells)
     except KeyboardInterrupt:
-        if on_end is not None:
+        if on_end is not None and is_lead():
             on_end(summary(stopped=True))
         raise
+    if not is_lead():
+        return summary()
     export(load_results(home.path), home.path / "results.jsonl")
     end = summary()
     if on_end is not None:

@@ -18,6 +18,7 @@ from dynamics.study.prepare import Workspace
 from dynamics.study.run import Base, Budget, Run
 from dynamics.study.schedule import Job
 from dynamics.study.workers import Tell
+from dynamics.train.distributed import agree, failed_everywhere, is_lead, several
 
 _BACKWARD = 3  # a training step costs about three forward passes
 _REPORT_EVERY = 1.0  # seconds
@@ -116,19 +117,26 @@ def do_job(message: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
 
 
 def run_cell(cell: Cell, folder: CellFolder, workspace: Workspace, report: Callable[[float], None]) -> dict[str, Any]:
-    """Claim the cell and run it, unless another process has it or has done it; a failure is written into its folder."""
-    with folder.claim() as mine:
-        if not mine:
+    """Claim the cell and run it, unless another process has it or has done it; a failure is written into its folder.
+
+    Several processes that train together do so for one cell; an error that only some of them meet is raised.
+    """
+    with folder.claim() if is_lead() else contextlib.nullcontext(False) as mine:
+        if not agree(mine):
             return {"state": "busy"}
-        if folder.scores() is not None:
+        if agree(folder.scores() is not None):
             return {"state": "done", "ran": False}
         try:
             scores = train_cell(cell, folder, workspace, report)
-            write_json(folder.scores_file, scores)
+            if is_lead():
+                write_json(folder.scores_file, scores)
         except Exception as error:
-            return write_failure(folder, error)
-        folder.clear_failure()
-        remove_checkpoints(folder)
+            if not failed_everywhere():
+                raise
+            return agree(write_failure(folder, error) if is_lead() else {})
+        if is_lead():
+            folder.clear_failure()
+            remove_checkpoints(folder)
         return {"state": "done", "ran": True, "notes": scores["run"]["walked_back"]}
 
 
@@ -154,9 +162,14 @@ def _throttled(tell: Tell) -> Callable[[float], None]:
 
 
 def do_job_here(message: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
-    """`do_job` in the coordinator's own process: a fault becomes the job's end, as it does in a worker."""
+    """`do_job` in the coordinator's own process: a fault becomes the job's end, as it does in a worker.
+
+    Not where several processes do it together: the others may not have met it, and would wait.
+    """
     try:
         return do_job(message, tell)
     except Exception as error:
+        if several():
+            raise
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         return {"state": "failed", "reason": reason, "traceback": traceback.format_exc()}

@@ -47,6 +47,12 @@ class Schedule:
         self._stopped = False
         self._changed = threading.Condition()
 
+    @property
+    def waiting(self) -> tuple[Job, ...]:
+        """The jobs that nobody has taken yet."""
+        with self._changed:
+            return tuple(self._waiting)
+
     def take(self) -> Job | None:
         with self._changed:
             while not self._stopped and self._waiting:

@@ -12,31 +12,38 @@ A training run's folder:
 Orbax restores a flipped bit silently, so every array is compared with its digest when it is read. The manifest is
 written before the step gets its name, so a kill at any moment leaves either a whole checkpoint or none.
 
+Where several processes train one run, all of them call everything here together, on a folder that all of them see.
+Each writes and reads the parts of the arrays that lie on its own devices; the lead writes the manifest, gives the step
+its name and decides what is sound, and the others take its word. A checkpoint belongs to no mesh: it is restored, and
+verified, on any number of processes and devices.
+
 Only this file knows orbax (its v1 API, which moves to another place with orbax 1.0).
 """
 
+import contextlib
 import dataclasses
 import errno
-import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import xxhash
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from dynamics import tree
 from dynamics.errors import UserError
+from dynamics.train import digest
+from dynamics.train.distributed import agree, barrier, everyone, is_lead, several
+from dynamics.train.manifest import MANIFEST, Damaged, Manifest, header, sound_manifest, write_manifest
 
 Tree = TypeVar("Tree")
-FORMAT = 1
-MANIFEST = "manifest.json"
 STORAGE_ERRORS = {
     errno.ENOSPC: "no space left on the device",
     errno.EDQUOT: "the disk quota is used up",
@@ -47,21 +54,6 @@ STORAGE_ERRORS = {
 
 # Orbax keeps one event loop a process: two saves at once in different threads fail now and then (seen, 4 of 75).
 _orbax = threading.Lock()
-
-
-class Damaged(Exception):
-    """A checkpoint that must not be used, and what is wrong with it. Never leaves this module."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a checkpoint says about itself; `arrays` maps each name to its shape, dtype and digest."""
-
-    step: int
-    config: str  # fingerprint of the configuration that wrote it
-    permanent: bool  # never removed to make room for newer ones
-    meta: dict[str, Any]
-    arrays: dict[str, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +70,7 @@ class Checkpointer:
     """Saves and restores the steps of one run in a folder of its own.
 
     `save` copies the arrays to the host and returns; a thread writes them. The newest `keep` steps and all permanent
-    ones stay. One process at a time may save to a folder. `config` is the fingerprint of the run's configuration: a
+    ones stay. One run at a time may save to a folder. `config` is the fingerprint of the run's configuration: a
     folder written under another one is refused.
     """
 
@@ -97,6 +89,10 @@ class Checkpointer:
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
 
+    def has(self, step: int) -> bool:
+        """Whether the step is committed, as the lead sees it."""
+        return agree(step in self.steps())
+
     def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None, *, permanent: bool = False) -> None:
         """Begin to save; the state may be given away to the next update as soon as this returns.
 
@@ -104,10 +100,15 @@ class Checkpointer:
         folder not writable. Earlier checkpoints are then untouched.
         """
         self.wait()
-        assert step not in self.steps(), f"step {step} is saved already"
-        arrays = _host_copies(state)
-        header = _header(step=step, config=self.config, permanent=permanent, meta=meta)
-        self._pending = self._thread.submit(self._commit, step, arrays, header)
+        assert not self.has(step), f"step {step} is saved already"
+        said = header(step=step, config=self.config, permanent=permanent, meta=meta)
+        unfinished = self.folder / f"tmp-{step:08d}"
+        writing = _Writing(unfinished, state)
+        if several():  # the processes begin in the thread that calls all of jax's programs in one order
+            with self._explained(step, writing):
+                self._sweep()
+                writing.begin()
+        self._pending = self._thread.submit(self._commit, step, writing, said)
 
     def poll(self) -> None:
         """Raise the error of a save that has failed meanwhile; never blocks."""
@@ -128,18 +129,18 @@ class Checkpointer:
         """
         self.wait()
         reasons = []
-        for step in reversed(self.steps()):
+        for step in reversed(agree(self.steps())):
             try:
                 state, manifest = self._read(step, target)
             except Damaged as damage:
-                reasons.append(self._set_aside(step, str(damage)))
+                reasons.append(agree(self._set_aside(step, str(damage)) if is_lead() else ""))
                 continue
             return Restored(state=state, step=step, meta=manifest.meta, walked_back=tuple(reasons))
         return Restored(state=None, step=0, meta={}, walked_back=tuple(reasons))
 
     def restore(self, step: int, target: Tree) -> tuple[Tree, dict[str, Any]]:
         """The state and meta of one step; UserError when it is not there or damaged."""
-        if step not in self.steps():
+        if not self.has(step):
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {self.steps() or 'none'}")
         try:
             state, manifest = self._read(step, target)
@@ -164,7 +165,7 @@ class Checkpointer:
         return self.folder / f"{step:08d}"
 
     def _read(self, step: int, target: Tree) -> tuple[Tree, Manifest]:
-        manifest = _sound_manifest(self._path(step))
+        manifest = _manifest(self._path(step))
         if manifest.step != step:
             raise Damaged(f"its manifest says step {manifest.step}")
         if manifest.config != self.config:
@@ -174,27 +175,40 @@ class Checkpointer:
             )
         return _load(self._path(step), manifest, target), manifest
 
-    def _commit(self, step: int, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
-        unfinished = self.folder / f"tmp-{step:08d}-{os.getpid()}"
+    def _commit(self, step: int, writing: "_Writing", said: dict[str, Any]) -> None:
+        with self._explained(step, writing):
+            if not several():
+                self._sweep()
+                writing.begin()
+            writing.finish(said)
+            if is_lead():
+                os.replace(writing.folder, self._path(step))
+                _sync_folder(self.folder)
+                self._retain()
+        barrier(f"commit {self.folder}")  # nobody counts a step that has not got its name
+
+    @contextlib.contextmanager
+    def _explained(self, step: int, writing: "_Writing") -> Iterator[None]:
+        """Around a save: what it leaves when it fails is removed, and a full disk is told in one line."""
         try:
+            yield
+        except Exception as error:
+            writing.abandon()
+            kept = f"earlier checkpoints are intact (steps {self.steps()})" if self.steps() else "none was saved before"
+            raise _explain(error, f"cannot save step {step} in {self.folder}", writing.arrays, kept) from error
+
+    def _sweep(self) -> None:
+        """Remove what a kill left behind."""
+        if is_lead():
             self.folder.mkdir(parents=True, exist_ok=True)
             for left_by_a_kill in self.folder.glob("tmp-*"):
                 shutil.rmtree(left_by_a_kill)
-            _write(unfinished, arrays, header)
-            os.replace(unfinished, self._path(step))
-            _sync_folder(self.folder)
-            self._retain()
-        except Exception as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            kept = f"earlier checkpoints are intact (steps {self.steps()})" if self.steps() else "none was saved before"
-            explained = _explain(error, f"cannot save step {step} in {self.folder}", arrays, kept)
-            raise explained from error
 
     def _retain(self) -> None:
         """Remove all but the newest `keep` steps and the permanent ones."""
         for step in self.steps()[: -self.keep]:
             try:
-                if _sound_manifest(self._path(step)).permanent:
+                if sound_manifest(self._path(step)).permanent:
                     continue
             except Damaged:
                 pass  # too old to be wanted, sound or not
@@ -222,22 +236,28 @@ def save_params(folder: str | Path, params: Any, meta: Mapping[str, Any] | None 
     The same files as a training step, for whoever wants the model and no optimizer.
     """
     folder = Path(folder).absolute()
-    arrays = _host_copies(params)
-    header = _header(step=0, config=config, permanent=True, meta=meta)
-    unfinished = folder.with_name(f"tmp-{folder.name}-{os.getpid()}")
-    replaced = folder.with_name(f"tmp-replaced-{folder.name}-{os.getpid()}")
+    said = header(step=0, config=config, permanent=True, meta=meta)
+    writer = agree(os.getpid())
+    replaced = folder.with_name(f"tmp-replaced-{folder.name}-{writer}")
+    writing = _Writing(folder.with_name(f"tmp-{folder.name}-{writer}"), params)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        _write(unfinished, arrays, header)
-        if folder.exists():
-            os.replace(folder, replaced)
-        os.replace(unfinished, folder)
-        _sync_folder(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if is_lead():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(writing.folder, ignore_errors=True)
+        writing.begin()
+        writing.finish(said)
+        if is_lead():
+            if folder.exists():
+                os.replace(folder, replaced)
+            os.replace(writing.folder, folder)
+            _sync_folder(folder.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
     except Exception as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise _explain(error, f"cannot save the parameters in {folder}", arrays, "nothing was changed") from error
+        writing.abandon()
+        raise _explain(
+            error, f"cannot save the parameters in {folder}", writing.arrays, "nothing was changed"
+        ) from error
+    barrier("parameters")
 
 
 def load_params(folder: str | Path, target: Tree, *, part: str = "") -> tuple[Tree, Manifest]:
@@ -257,10 +277,10 @@ def load_params(folder: str | Path, target: Tree, *, part: str = "") -> tuple[Tr
 def read_manifest(folder: str | Path) -> Manifest:
     """What a checkpoint says about itself, without reading its arrays; UserError when it is missing or damaged."""
     folder = Path(folder).absolute()
-    if not folder.is_dir():
+    if not agree(folder.is_dir()):
         raise UserError(f"no checkpoint folder {folder}; give the folder that holds {MANIFEST}")
     try:
-        return _sound_manifest(folder)
+        return _manifest(folder)
     except Damaged as damage:
         raise _unusable(folder, damage) from damage
 
@@ -269,63 +289,91 @@ def _unusable(folder: Path, damage: Damaged) -> UserError:
     return UserError(f"{folder} is damaged: {damage}; use another step or a copy, or run the training again")
 
 
-def _sound_manifest(folder: Path) -> Manifest:
-    try:
-        data = json.loads((folder / MANIFEST).read_bytes())
-        own = data.pop("digest")
-        if data.pop("format") != FORMAT:
-            raise Damaged(f"{MANIFEST} has another format; this version reads {FORMAT}")
-        manifest = Manifest(**data)
-    except FileNotFoundError as error:
-        raise Damaged(f"{MANIFEST} is missing") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Damaged(f"{MANIFEST} cannot be read ({error})") from error
-    if own != _text_digest(data):
-        raise Damaged(f"{MANIFEST} does not match its own digest")
-    return manifest
+def _manifest(folder: Path) -> Manifest:
+    """The folder's manifest as the lead reads it."""
+    found: dict[str, Any] = {}
+    if is_lead():
+        try:
+            found = {"manifest": dataclasses.asdict(sound_manifest(folder))}
+        except Damaged as damage:
+            found = {"damage": str(damage)}
+    found = agree(found)
+    if "damage" in found:
+        raise Damaged(found["damage"])
+    return Manifest(**found["manifest"])
 
 
-def _host_copies(state: Any) -> dict[str, np.ndarray]:
+class _Writing:
+    """A save under way: made when the state is still there, begun and finished when the disk is free for it.
+
+    In one process the arrays are copied to host memory of their own at once. Where they span processes, `begin` lets
+    orbax take every process's parts off its devices before it returns; `finish` waits until all of them are written.
+    """
+
+    def __init__(self, folder: Path, state: Any) -> None:
+        self.folder = folder  # gets its real name from the caller
+        leaves = tree.named_leaves(state)
+        on_devices = {name: leaf for name, leaf in leaves.items() if not digest.on_this_host(leaf)}
+        self._digests = digest.digests(on_devices)  # on their way; a later update does not touch what they read
+        self.arrays = _own_copies(leaves) if several() else _host_copies(leaves)
+        self._response: Any = None
+
+    def begin(self) -> None:
+        if is_lead():
+            self.folder.mkdir(parents=True)
+        if several():
+            barrier(f"begin {self.folder.parent}")
+            _orbax.acquire()
+            try:
+                self._response = ocp.save_async(str(self.folder / "arrays"), _nested(self.arrays))
+            except BaseException:
+                _orbax.release()
+                raise
+
+    def finish(self, said: Mapping[str, Any]) -> None:
+        """Arrays, then manifest, all on the disk itself when this returns. The caller renames the folder."""
+        if self._response is not None:
+            try:
+                self._response.result()
+            finally:
+                _orbax.release()
+        else:
+            context = ocp.Context()
+            context.memory.deepcopy_host_arrays = False  # they are copies already
+            with _orbax, context:
+                ocp.save(str(self.folder / "arrays"), _nested(self.arrays))
+        rest = {name: array for name, array in self.arrays.items() if name not in self._digests}
+        digests = self._digests | digest.digests(rest)
+        if is_lead():
+            texts = {name: digest.text(value) for name, value in digests.items()}
+            write_manifest(self.folder, said, self.arrays, texts)
+            _sync_folder(self.folder)
+
+    def abandon(self) -> None:
+        """Remove what was written, so that a full disk has room for what matters."""
+        if is_lead():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _host_copies(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """{name: array} on the host, in memory of its own: the next update may reuse the device's."""
-    leaves = tree.named_leaves(state)
     for leaf in leaves.values():
         if isinstance(leaf, jax.Array):
-            assert leaf.is_fully_addressable, "saving from several processes needs a digest of each process's shards"
             leaf.copy_to_host_async()
     return {name: np.array(leaf) for name, leaf in leaves.items()}
 
 
-def _header(*, step: int, config: str, permanent: bool, meta: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The manifest but for its digests, checked to be JSON now: the thread that writes it would tell too late."""
-    header = {"step": step, "config": config, "permanent": permanent, "meta": dict(meta or {})}
-    try:
-        return json.loads(json.dumps(header))
-    except TypeError as error:
-        raise UserError(f"meta cannot be written as JSON ({error}); use numbers, strings, lists and dicts") from error
+def _own_copies(leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Arrays that span processes, ready for orbax, which copies them to the host itself, but not from CPU devices."""
+    for name, leaf in leaves.items():
+        assert isinstance(leaf, jax.Array), name
+        assert len({device.process_index for device in leaf.sharding.device_set}) > 1, f"{name} lies in one process"
+    return _copied(dict(leaves)) if jax.default_backend() == "cpu" else dict(leaves)
 
 
-def _text_digest(data: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_128(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
-def _write(folder: Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
-    """Arrays, then manifest, all on the disk itself when this returns. The caller renames the folder."""
-    folder.mkdir(parents=True)
-    described = {
-        name: {"shape": list(array.shape), "dtype": str(array.dtype), "digest": tree.digest(array)}
-        for name, array in arrays.items()
-    }
-    manifest = {**header, "arrays": described}
-    manifest |= {"format": FORMAT, "digest": _text_digest(manifest)}
-    context = ocp.Context()
-    context.memory.deepcopy_host_arrays = False  # they are copies already
-    with _orbax, context:
-        ocp.save(str(folder / "arrays"), _nested(arrays))
-    with open(folder / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, sort_keys=True, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_folder(folder)
+@jax.jit
+def _copied(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.copy(leaf) for name, leaf in leaves.items()}
 
 
 def _load(folder: Path, manifest: Manifest, target: Tree, *, part: str = "") -> Tree:
@@ -333,27 +381,52 @@ def _load(folder: Path, manifest: Manifest, target: Tree, *, part: str = "") -> 
     prefix = f"{part}/" if part else ""
     wanted = {prefix + name: _placed(leaf) for name, leaf in tree.named_leaves(target).items()}
     _check_fit(folder, manifest, wanted, prefix)
-    context = ocp.Context()
-    context.pytree.loading.partial_load = bool(part)
+    arrays: dict[str, Any] = {}
+    trouble = ""
     try:
-        with _orbax, context:
-            nested = ocp.load(str(folder / "arrays"), _nested(wanted))
-        arrays = tree.named_leaves(nested)
+        arrays = _read_arrays(folder, wanted, partly=bool(part))
     except (MemoryError, PermissionError):
         raise  # says nothing about the files
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise
-        said = str(error).strip().split("\n")[0][:200]
-        raise Damaged(f"arrays cannot be read ({type(error).__name__}: {said})") from error
-    wrong = [name for name in wanted if tree.digest(arrays[name]) != manifest.arrays[name]["digest"]]
+        trouble = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0][:200]}"
+    # Before anything is computed with them: that takes all processes, and one may have failed to read its part.
+    if troubles := [told for told in everyone(trouble) if told]:
+        raise Damaged(f"arrays cannot be read ({troubles[0]})")
+    found = _digests(arrays, manifest)
+    wrong = [name for name in wanted if found[name] != manifest.arrays[name]["digest"]]
     if wrong:
         raise Damaged(f"{len(wrong)} of {len(wanted)} arrays do not match their digest, first {wrong[0]}")
     return tree.with_leaves(target, {name.removeprefix(prefix): arrays[name] for name in wanted})
 
 
+def _read_arrays(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], *, partly: bool) -> dict[str, Any]:
+    """What orbax reads: every process for itself, so that one which cannot does not leave the others waiting."""
+    context = ocp.Context()
+    context.pytree.loading.partial_load = partly
+    if several():
+        context.multiprocessing.active_processes = {jax.process_index()}
+        context.multiprocessing.primary_host = jax.process_index()
+    with _orbax, context:
+        return tree.named_leaves(ocp.load(str(folder / "arrays"), _nested(wanted)))
+
+
+def _digests(arrays: Mapping[str, Any], manifest: Manifest) -> dict[str, str]:
+    if manifest.format == 1:
+        return {name: tree.digest(_whole(array)) for name, array in arrays.items()}
+    return {name: digest.text(value) for name, value in digest.digests(arrays).items()}
+
+
+def _whole(array: jax.Array) -> np.ndarray:
+    """The array on this host, one at a time: only checkpoints of format 1 ask for it."""
+    if not array.is_fully_addressable and isinstance(array.sharding, NamedSharding):
+        array = jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec()))
+    return np.asarray(array)
+
+
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
@@ -390,7 +463,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _explain(error: Exception, what: str, arrays: Mapping[str, np.ndarray], kept: str) -> Exception:
+def _explain(error: Exception, what: str, arrays: Mapping[str, Any], kept: str) -> Exception:
     """A UserError for a full or unwritable disk, whoever raised it and however; any other error as it is."""
     texts = {os.strerror(code): reason for code, reason in STORAGE_ERRORS.items()}
     code = error.errno if isinstance(error, OSError) else None

@@ -7,6 +7,7 @@ far the host runs ahead. The host stands still only at hooks and saves.
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import time
 from collections import deque
@@ -18,6 +19,7 @@ import numpy as np
 
 from dynamics.errors import UserError
 from dynamics.train.checkpoint import Checkpointer
+from dynamics.train.distributed import several, stop_agreed
 from dynamics.train.optimizer import Optimizer
 from dynamics.train.step import Batch, TrainState
 
@@ -134,7 +136,10 @@ def train(
         state=state, step=start, step_fn=step_fn, checkpointer=checkpointer, log=log, on_metrics=on_metrics,
         meta=dict(meta or {}), lag=lag, permanent=permanent, hooks=tuple(hooks),
     )  # fmt: skip
-    with _signals() as received, contextlib.closing(_closable(batches(start, until))) as source:
+    with (
+        _forwarded_ctrl_c() if several() else _signals() as received,
+        contextlib.closing(_closable(batches(start, until))) as source,
+    ):
         run.go(source, until=until, saves=due | permanent | {until}, received=received)
     return run.report(repeated)
 
@@ -163,7 +168,7 @@ class _Run:
         self.first_seconds = self.wait_seconds = self.hook_seconds = self.save_seconds = 0.0
 
     def go(self, source: Iterator[Batch], *, until: int, saves: frozenset[int], received: list[int]) -> None:
-        while self.step < until and not received:
+        while (stopped_by := self._stop_signal(received)) is None and self.step < until:
             self._update(source, until)
             self._call_hooks()
             if self.step in saves:
@@ -171,7 +176,7 @@ class _Run:
             if self.checkpointer is not None:
                 self.checkpointer.poll()
         self._drain()
-        if received:
+        if stopped_by is not None:
             self._save()
         if self.checkpointer is not None:
             began = time.perf_counter()
@@ -179,8 +184,16 @@ class _Run:
             self.save_seconds += time.perf_counter() - began
         if self.log is not None:
             self.log.sync()
-        if received:
-            raise Interrupted(received[0], self.step, self.checkpointer is not None)
+        if stopped_by is not None:
+            raise Interrupted(stopped_by, self.step, self.checkpointer is not None)
+
+    def _stop_signal(self, received: list[int]) -> int | None:
+        """The signal to save and leave for now; several processes do so after one step, whichever of them got it."""
+        if not several():
+            return received[0] if received else None
+        if not stop_agreed():
+            return None
+        return signal.SIGINT if signal.SIGINT in received else signal.SIGTERM
 
     def _update(self, source: Iterator[Batch], until: int) -> None:
         asked = time.perf_counter()
@@ -231,7 +244,7 @@ class _Run:
     def _save(self) -> None:
         """Everything up to this step is in the log before the checkpoint of this step can count."""
         self._drain()
-        if self.checkpointer is None or self.step in self.checkpointer.steps():
+        if self.checkpointer is None or self.checkpointer.has(self.step):
             return
         began = time.perf_counter()
         if self.log is not None:
@@ -281,6 +294,26 @@ def _signals() -> Iterator[list[int]]:
         yield received
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def _forwarded_ctrl_c() -> Iterator[list[int]]:
+    """In a process of several, Ctrl-C as the SIGTERM that they agree upon; a second one acts as if nobody listened.
+
+    SIGTERM itself is left to jax, which tells the other processes of it.
+    """
+    received: list[int] = []
+
+    def forward(number: int, _: Any) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGINT, forward)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _closable(source: Iterator[Batch]) -> Generator[Batch, None, None]:

@@ -17,7 +17,8 @@ from jaxtyping import Array, Int
 from dynamics.errors import UserError
 from dynamics.losses.objective import Objective, Sums
 from dynamics.model.lora import Lora, attach, freeze, init_adapters
-from dynamics.model.sharding import activate, batch_shardings, shardings_for
+from dynamics.model.sharding import activate, batch_shardings, num_row_shards, shardings_for
+from dynamics.train.distributed import row_shards_here, several
 from dynamics.train.optimizer import Optimizer, global_norm
 
 Batch = Mapping[str, Any]  # a DeviceBatch: arrays [micro, ...]
@@ -185,9 +186,23 @@ class Step:
         return new_state, metrics
 
     def place(self, batch: Batch) -> Batch:
-        """Put a batch on the devices; rows, and groups of rows, lie along the mesh axes data and fsdp."""
+        """Put a batch on the devices; rows, and groups of rows, lie along the mesh's row axes.
+
+        A process of several gives the rows of its own devices (`row_shards_here`, in that order), and gets the arrays
+        of the whole batch.
+        """
         batch = dict(batch)
-        return jax.device_put(batch, None if self.mesh is None else batch_shardings(batch, self.mesh))
+        if self.mesh is None:
+            return jax.device_put(batch, None)
+        if not several():
+            return jax.device_put(batch, batch_shardings(batch, self.mesh))
+        here, shards = row_shards_here(self.mesh), num_row_shards(self.mesh)
+        whole = {
+            name: jax.ShapeDtypeStruct((len(part), part.shape[1] // len(here) * shards, *part.shape[2:]), part.dtype)
+            for name, part in batch.items()
+        }
+        shardings = batch_shardings(whole, self.mesh)
+        return {name: _from_parts(batch[name], whole[name].shape, shardings[name], here, shards) for name in batch}
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         # The frozen model goes in beside the state and never comes out: neither changed, copied nor given away.
@@ -201,6 +216,20 @@ class Step:
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
         """The program, not run: for counts of operations and memory."""
         return self.compiled.lower(state.trained(), state.frozen, batch)
+
+
+def _from_parts(
+    part: np.ndarray, shape: tuple[int, ...], sharding: NamedSharding, here: tuple[int, ...], shards: int
+) -> Array:
+    """A batch array of all processes, of which this one has the row shards `here`, one after another."""
+    size = shape[1] // shards
+
+    def rows(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        first = here.index(index[1].indices(shape[1])[0] // size) * size
+        return part[:, first : first + size]
+
+    return jax.make_array_from_callback(shape, sharding, rows)
 
 
 @functools.lru_cache(maxsize=64)

@@ -253,7 +253,7 @@ def test_the_files_are_named_after_the_parameters(tmp_path):
     save_params(tmp_path / "final", model(), config="c0ffee")
     names = set(read_manifest(tmp_path / "final").arrays)
     assert {"embedding", "blocks/query", "blocks/value", "final_norm"} <= names
-    assert json.loads((tmp_path / "final" / MANIFEST).read_text())["format"] == 1
+    assert json.loads((tmp_path / "final" / MANIFEST).read_text())["format"] == 2
 
 
 def test_arrays_land_on_the_devices_their_target_names(tmp_path):
