@@ -144,6 +144,22 @@ def _score_command(root: _Commands) -> None:
         "dynamics score weights/7b --records my_records.jsonl --template tulu --json",
     )  # fmt: skip
     score.add_argument("model", help="a model folder (dynamics model import), or the folder of a finished run or cell")
+    what = score.add_mutually_exclusive_group(required=True)
+    what.add_argument("--records", metavar="FILE", help="records; what the assistant says is scored")
+    what.add_argument("--tokens", metavar="FILE", help='lines {"id", "tokens"}; all ids after the first are scored')
+    score.add_argument("--template", metavar="NAME", help="how a conversation is written; a run knows its own")
+    score.add_argument("--output", metavar="FILE", help="write here and be resumable (default: standard output)")
+    score.add_argument("--length", type=int, help="tokens of a row (default: the longest document, at most 2048)")
+    score.add_argument("--rows", type=int, help="rows of a batch (default: 8192 tokens on each shard of the rows)")
+    score.add_argument(
+        "--over-long", choices=("error", "truncate", "drop"), default="error",
+        help="what becomes of a document longer than a row: stop (default), cut it, or leave it out; both are counted",
+    )  # fmt: skip
+    score.add_argument(
+        "--on-bad-record", choices=("error", "skip"), default="error",
+        help="error: stop at the first bad line (default); skip: leave it out and count it",
+    )  # fmt: skip
+    score.add_argument("--mesh", metavar="AXES", default="data=-1", help="devices, e.g. data=4,fsdp=2 (default: all)")
     _json(score)
 
 

@@ -19,6 +19,7 @@ from dynamics.study.jobs import run_cell
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import Run, cell_id, source_fingerprint
 from dynamics.train.checkpoint import load_params
+from dynamics.train.distributed import agree, is_lead
 
 CHECKPOINTS = 20  # about so many in a run that names no `checkpoint_every` of its own
 
@@ -41,8 +42,9 @@ def train_run(
         raise UserError(f"another process trains this run in {home.path}; wait for it or give another --output")
     if end["state"] == "failed":
         raise UserError(f"{end['reason']} (traceback in {home.failed_file})")
-    workspace.write_rejected(home.path / "rejected.jsonl", [run])
-    scores = home.scores()
+    if is_lead():
+        workspace.write_rejected(home.path / "rejected.jsonl", [run])
+    scores = agree(home.scores())
     assert scores is not None, "a run that ended as done has scores"
     return home.path, scores
 
@@ -64,16 +66,11 @@ def score_run(
     Raises UserError when the folder is no run's, when the run kept no parameters (`keep_parameters=True` keeps them),
     and when its tokenizer, or the records of its split, are no longer those it was made with.
     """
-    home = Path(folder)
-    described = read_json(home / "run.json")
-    if not isinstance(described, dict) or "run" not in described:
-        raise UserError(f"{home} is not the folder of a run (no sound run.json); give one that `dynamics train` wrote")
-    if not (home / "parameters").is_dir():
-        raise UserError(f"{home} holds no parameters; run it with keep_parameters=True, or finish it first")
-    run: Run = config.from_plain(described["run"])
-    _check_unchanged(home, described, run, workspace, own_records=not files)
+    run, described = finished_run(folder, workspace)
+    if not files:
+        _check_same_records(folder, described, run)
     shape = workspace.model_shape(run)
-    model, _ = load_params(home / "parameters", abstract(shape))
+    model, _ = load_params(Path(folder) / "parameters", abstract(shape))
     mesh = run_mesh(run)
     if not files:
         prepared, num_rejected = workspace.evaluation(run, split, row_shards=row_groups(mesh))
@@ -84,19 +81,33 @@ def score_run(
     return aggregate(evaluate_prepared(model, prepared, mesh=mesh)), num_rejected
 
 
-def _check_unchanged(
-    home: Path, described: dict[str, Any], run: Run, workspace: Workspace, *, own_records: bool
-) -> None:
-    """Other ids, or a test set that the run may have been trained on, would give scores that mean nothing."""
+def finished_run(folder: str | Path, workspace: Workspace) -> tuple[Run, dict[str, Any]]:
+    """The settings of a run that kept its parameters, and all that its run.json says.
+
+    Raises UserError when the folder is no run's or holds no parameters, and when the settings now give another
+    tokenizer than the run was trained with: other ids would give numbers that mean nothing.
+    """
+    home = Path(folder)
+    described = read_json(home / "run.json")
+    if not isinstance(described, dict) or "run" not in described:
+        raise UserError(f"{home} is not the folder of a run (no sound run.json); give one that `dynamics train` wrote")
+    if not (home / "parameters").is_dir():
+        raise UserError(f"{home} holds no parameters; run it with keep_parameters=True, or finish it first")
+    run: Run = config.from_plain(described["run"])
     if described.get("tokenizer") != workspace.tokenizer(run).fingerprint:
         raise UserError(
             f"{home} was trained with tokenizer {described.get('tokenizer')}, but its settings now give "
             f"{workspace.tokenizer(run).fingerprint}; put the old tokenizer file or data back, or train again"
         )
+    return run, described
+
+
+def _check_same_records(folder: str | Path, described: dict[str, Any], run: Run) -> None:
+    """A test set that the run may have been trained on would give scores that mean nothing."""
     then = described.get("identity", {}).get("source")
-    if own_records and then != source_fingerprint(run.source):
+    if then != source_fingerprint(run.source):
         raise UserError(
-            f"the records of source {run.source.name!r} have changed since {home} was trained on them "
+            f"the records of source {run.source.name!r} have changed since {folder} was trained on them "
             f"(fingerprint {then}, now {source_fingerprint(run.source)}); put them back, or name files with --records"
         )
 
