@@ -22,11 +22,19 @@ from dynamics.errors import UserError
 from dynamics.eval.ability_eval import Prepared
 from dynamics.eval.ability_eval import prepare as prepare_evaluation
 from dynamics.model.llama import LlamaConfig
+from dynamics.model.model_folder import is_model_folder
 from dynamics.record import Record
 from dynamics.study.cache import from_cache, read_sealed, write_sealed
 from dynamics.study.folder import read_json, wait_for, write_json
 from dynamics.study.grid import Cell
-from dynamics.study.run import RESULTS_VERSION, Run, source_fingerprint, tokenizer_file, tokenizer_identity
+from dynamics.study.run import (
+    RESULTS_VERSION,
+    Run,
+    source_fingerprint,
+    tokenizer_file,
+    tokenizer_identity,
+    weights_folder,
+)
 
 _VOCABULARY_MULTIPLE = 64  # so that embedding tables split evenly over devices
 
@@ -78,8 +86,9 @@ class Workspace:
         key = config.fingerprint(identity)
         if key not in self.memory:
             specials = tokenizer_specials(run.template)
-            if run.tokenizer is not None:
-                self.memory[key] = Tokenizer.load(Path(tokenizer_file(run)), specials=specials)
+            file = tokenizer_file(run)
+            if file is not None:
+                self.memory[key] = Tokenizer.load(Path(file), specials=specials)
             else:
                 self.memory[key] = Tokenizer.from_bytes(self._trained_tokenizer(run), specials=specials)
         return self.memory[key]
@@ -95,9 +104,12 @@ class Workspace:
             return from_cache(path, make=make, read=lambda: read_sealed(path))
 
     def model_shape(self, run: Run) -> LlamaConfig:
-        """The model's shape with the vocabulary of its tokenizer."""
+        """The model's shape with the vocabulary of its tokenizer, or of its weights where those have more rows."""
         vocab_size = self.tokenizer(run).padded_vocab_size(_VOCABULARY_MULTIPLE)
-        return dataclasses.replace(run.shape(), vocab_size=vocab_size)
+        shape, folder = run.shape(), weights_folder(run)
+        if folder is not None and is_model_folder(folder):
+            vocab_size = max(vocab_size, shape.vocab_size)
+        return dataclasses.replace(shape, vocab_size=vocab_size)
 
     def pool(self, run: Run) -> Pool:
         """The source's train records as tokens, every ability of it: all cells of a source share one store."""

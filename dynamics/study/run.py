@@ -21,6 +21,8 @@ from dynamics.eval.ability_eval import Evaluation
 from dynamics.losses.objective import Objective
 from dynamics.losses.sft import SFT
 from dynamics.model.llama import SIZES, LlamaConfig
+from dynamics.model.lora import Lora
+from dynamics.model.model_folder import is_model_folder, read_config, tokenizer_path
 from dynamics.model.sharding import MeshShape
 from dynamics.train.optimizer import PRACTICE, Optimizer
 
@@ -87,13 +89,18 @@ class Run:
     volume: int | Literal["full"] = 64  # records for each ability; 0 scores the base model as it is
     order: Order = Interleaved()
     template: Template = DOIT
-    tokenizer: str | None = None  # a SentencePiece file, "{data_dir}" being the source's folder; None: train one
+    # A SentencePiece file or a tokenizer.json, "{data_dir}" being the source's folder; None: the base model's where
+    # that is a model folder, otherwise one trained on the source's text.
+    tokenizer: str | None = None
     vocab_size: int = 1024  # pieces of a tokenizer trained here
     batch: Batch = Batch()
     budget: Budget = Budget(epochs=4, min_updates=150)
     optimizer: Optimizer = PRACTICE
     objective: Objective = SFT()
-    base: Base | str | None = None  # pre-train and cache; a folder of parameters; or random parameters
+    # Pre-train one and cache it; a model folder (dynamics model import) or a folder of parameters, "{size}" being the
+    # size's name; or random parameters.
+    base: Base | str | None = None
+    adapter: Lora | None = None  # train low-rank adapters and leave the base as it is; None: train everything
     evaluation: Evaluation = Evaluation()
     evaluate_at: tuple[float, ...] = (0.5, 1.0)  # fractions of the run; empty: the end of every epoch
     choose: Literal["best_valid", "last"] = "best_valid"  # whose parameters read the test set
@@ -114,12 +121,19 @@ class Run:
             raise UserError(f"checkpoint_every={self.checkpoint_every}; give steps, or 0 for no checkpoints")
 
     def shape(self) -> LlamaConfig:
-        """The model's shape; its vocabulary is set once the tokenizer is known."""
+        """The model's shape; its vocabulary is set once the tokenizer is known.
+
+        A model folder as base decides all that its weights mean (rotary base, epsilon, tied head, vocabulary); the
+        size must have its dimensions, and decides the types and how it is computed.
+        """
         if isinstance(self.size, LlamaConfig):
-            return self.size
-        if self.size not in SIZES:
+            size = self.size
+        elif self.size in SIZES:
+            size = SIZES[self.size]
+        else:
             raise UserError(f"no size is named {self.size!r}; known: {', '.join(SIZES)}, or give a LlamaConfig")
-        return SIZES[self.size]
+        folder = weights_folder(self)
+        return size if folder is None or not is_model_folder(folder) else _shape_of_weights(folder, size)
 
     @property
     def size_name(self) -> str:
@@ -143,6 +157,41 @@ class Run:
         return dataclasses.replace(self, size=self.shape(), abilities=self.ability_names())
 
 
+_DIMENSIONS = ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
+_COMPUTED = ("name", "param_dtype", "compute_dtype", "remat", "scan_layers", "attention", "attention_block")
+
+
+def _shape_of_weights(folder: Path, size: LlamaConfig) -> LlamaConfig:
+    stored = read_config(folder)
+    for field in _DIMENSIONS:
+        if getattr(stored, field) != getattr(size, field):
+            raise UserError(
+                f"base {folder} has {field} {getattr(stored, field)}, size {size.name!r} has {getattr(size, field)}; "
+                "name the size the weights are of, or give size=read_config(folder)"
+            )
+    return dataclasses.replace(stored, **{field: getattr(size, field) for field in _COMPUTED})
+
+
+def weights_folder(run: Run) -> Path | None:
+    """The folder that a run's first parameters are read from; None where they are made here."""
+    return Path(run.base.replace("{size}", run.size_name)) if isinstance(run.base, str) else None
+
+
+def _weights_identity(folder: Path) -> str:
+    """The content of a folder of weights, by the digests that lie beside them."""
+    for name in ("dynamics.json", "manifest.json"):
+        if (folder / name).is_file():
+            return _file_fingerprint(str(folder / name), "a folder of weights")
+    if is_model_folder(folder):
+        raise UserError(
+            f"base {folder} has no digests, so a change of its weights would go unnoticed; "
+            f"run: dynamics model import {folder} NEW_FOLDER, and give that one"
+        )
+    raise UserError(
+        f"base {folder} is no folder of weights; give one that `dynamics model import` or a finished run wrote"
+    )
+
+
 @functools.cache
 def source_fingerprint(source: Source) -> str:
     """The content of the source, read once a process."""
@@ -150,20 +199,20 @@ def source_fingerprint(source: Source) -> str:
 
 
 @functools.cache
-def _file_fingerprint(path: str) -> str:
+def _file_fingerprint(path: str, what: str) -> str:
     import hashlib
 
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise UserError(
-            f"tokenizer={path!r} cannot be read ({error.strerror}); give a SentencePiece model file"
-        ) from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); give {what}") from error
 
 
-def tokenizer_file(run: Run) -> str:
-    """The path of the run's tokenizer file, with the source's folder put in."""
-    assert run.tokenizer is not None
+def tokenizer_file(run: Run) -> str | None:
+    """The path of the run's tokenizer file, with the source's folder put in; None where one is trained."""
+    if run.tokenizer is None:
+        folder = weights_folder(run)
+        return str(tokenizer_path(folder)) if folder is not None and is_model_folder(folder) else None
     if "{data_dir}" not in run.tokenizer:
         return run.tokenizer
     folder = run.source.folder() if isinstance(run.source, SampleSets) else getattr(run.source, "data_dir", None)
@@ -174,16 +223,21 @@ def tokenizer_file(run: Run) -> str:
 
 def tokenizer_identity(run: Run) -> dict[str, Any]:
     """What decides the tokenizer: a file's bytes, or the plain text it is trained on."""
-    if run.tokenizer is not None:
-        return {"file": _file_fingerprint(tokenizer_file(run))}
+    file = tokenizer_file(run)
+    if file is not None:
+        return {"file": _file_fingerprint(file, "a SentencePiece model or a tokenizer.json")}
     return {"trained_on": source_fingerprint(run.source), "vocab_size": run.vocab_size}
 
 
 def identity(run: Run) -> dict[str, Any]:
     """Everything that decides the run's numbers. Data count by content, not by where they lie."""
     plain = config.to_plain(run.resolved())
-    for field in ("source", "tokenizer", "vocab_size", "checkpoint_every", "keep_parameters"):
-        del plain[field]
+    # The mesh among them: on another one the same run goes on, equal within float tolerance.
+    for field in ("source", "tokenizer", "vocab_size", "checkpoint_every", "keep_parameters", "mesh"):
+        plain.pop(field, None)
+    folder = weights_folder(run)
+    if folder is not None:
+        plain["base"] = _weights_identity(folder)
     return {
         "run": plain,
         "source": source_fingerprint(run.source),
