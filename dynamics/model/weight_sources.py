@@ -146,15 +146,20 @@ def _params_source(params: Params) -> Source:
         dtype = np.dtype(params.config.param_dtype)
         return Tensor(name=name, shape=weight.their_shape, dtype=dtype, place=params.place, rows=rows)
 
-    config = params.config
+    config, tokenizer = params.config, params.tokenizer
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{params.place} has {config.vocab_size} rows, too few for a tokenizer of {tokenizer.vocab_size} ids; give "
+            "the tokenizer that it was trained with"
+        )
     tensors = {
         name: tensor(weight, layer, name)
         for weight in weights_of(config)
         for layer, name in enumerate(weight.names(config))
     }
-    data = {**hf_config.to_hf(config, max_length=params.max_length), **_end_ids(params.tokenizer)}
+    data = {**hf_config.to_hf(config, max_length=params.max_length), **_end_ids(tokenizer)}
     return Source(
-        place=params.place, data=data, config=config, tensors=tensors, digests={}, files=_saved(params.tokenizer),
+        place=params.place, data=data, config=config, tensors=tensors, digests={}, files=_saved(tokenizer),
         generation=None, harmless=[],
     )  # fmt: skip
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from parity.toys import CONFIGS, weights, write_toy
 
+from dynamics.data.tokenizer import train_tokenizer
 from dynamics.errors import UserError
 from dynamics.model.convert import (
+    Params,
     check_length,
     export_model,
     import_model,
@@ -296,6 +298,13 @@ def test_a_folder_that_is_taken_is_left_alone(tmp_path):
     (tmp_path / "empty").mkdir()
     import_model(source, tmp_path / "empty")
     assert verify(tmp_path / "empty") == 21
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows(tmp_path):
+    model = load_model(write_toy(tmp_path / "hf", CONFIG))
+    tokenizer = train_tokenizer(["some words to make pieces of"] * 3, vocab_size=390)
+    with pytest.raises(UserError, match="has 64 rows, too few for a tokenizer of 390 ids"):
+        export_model(Params.of(model, tokenizer, max_length=64), tmp_path / "out")
 
 
 def test_settings_of_an_import_that_make_no_sense(tmp_path):
