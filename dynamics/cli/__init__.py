@@ -169,17 +169,67 @@ def _plan_command(root: _Commands) -> None:
         "dynamics plan configs/doit_7b_13b_33b.py --topology v5p:4x4x4",
     )  # fmt: skip
     plan.add_argument("config", help="a Python file with a function study() or run()")
+    plan.add_argument("--data-dir", help="folder of the records, where the config reads files")
+    plan.set_defaults(on_bad_record=None)
+    plan.add_argument(
+        "--topology", action="append", required=True, metavar="CHIP:SHAPE",
+        help="a machine, such as v5p:4x4x4, v5e:16x16 or h100:64; give several to compare them",
+    )  # fmt: skip
+    plan.add_argument("--slices", type=int, default=1, help="TPU slices joined by the network (default: 1)")
+    plan.add_argument(
+        "--estimate", action="store_true", help="by arithmetic alone, in a second, where the compiler takes minutes"
+    )
+    plan.add_argument(
+        "--search", action="store_true", help="also find the fastest remat x micro-batches x mesh that fits"
+    )
+    plan.add_argument(
+        "--price", action="append", default=[], metavar="DOLLARS", help="a chip-hour; v5p=4.2 for one kind of chip only"
+    )
+    plan.add_argument(
+        "--tokens-per-record", type=int, default=256, help="where the data cannot be read to count them (default: 256)"
+    )
+    plan.add_argument("--vocab", type=int, help="vocabulary rows (default: the tokenizer's, else the size's own)")
+    plan.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a number, e.g. run.batch.rows=16"
+    )
     _json(plan)
 
 
 def _model_commands(root: _Commands) -> None:
-    model = _group(root, "model", "the named sizes", "info", "dynamics model info 7b")
-    info = _command(
-        model, "info", "model:info", "Show a named size: shapes, parameters, bytes.", "dynamics model info 7b"
+    model = _group(
+        root, "model", "the named sizes, and weights in and out", "info|import|export", "dynamics model info 7b"
     )
-    info.add_argument("size", nargs="?", help="a named size; without one, all of them")
-    info.add_argument("--vocab", type=int, help="vocabulary rows (default: the size's own)")
+    info = _command(
+        model, "info", "model:info", "Show a named size, a model folder or a .gguf file: shapes, parameters, bytes.",
+        "dynamics model info weights/7b --verify",
+    )  # fmt: skip
+    info.add_argument("model", nargs="?", help="a named size, a folder or a .gguf file; without one, all named sizes")
+    info.add_argument("--vocab", type=int, help="vocabulary rows of a named size (default: its own)")
+    info.add_argument("--verify", action="store_true", help="read every tensor of the folder and compare its digest")
     _json(info)
+    come = _command(
+        model, "import", "model:import_", "Make a model folder of Hugging Face safetensors or of a .gguf file.",
+        "dynamics model import downloads/Llama-2-7b-hf weights/7b --template doit --vocab-multiple 128",
+    )  # fmt: skip
+    come.add_argument("source", help="a folder with config.json and safetensors, or a .gguf file")
+    come.add_argument("folder", help="the folder to write; must be new or empty")
+    come.add_argument("--template", help="add the special tokens that this chat template needs and the tokenizer lacks")
+    come.add_argument(
+        "--vocab-multiple", type=int, default=1, metavar="N",
+        help="round the rows of embedding and head up to a multiple of N, so that a mesh can split them (default: 1)",
+    )  # fmt: skip
+    go = _command(
+        model, "export", "model:export", "Write a folder that transformers and llama.cpp's converter read.",
+        "dynamics model export results/train/0123456789ab exports/mine --dtype bfloat16",
+    )  # fmt: skip
+    go.add_argument("source", help="a model folder, or the folder of a finished run or cell that kept its parameters")
+    go.add_argument("folder", help="the folder to write; must be new or empty")
+    for command in (come, go):
+        command.add_argument("--dtype", help="float32, bfloat16 or float16 for every tensor (default: as they are)")
+        command.add_argument(
+            "--max-shard-size", default="5GB", metavar="SIZE", help="of one file, such as 500MB (default: 5GB)"
+        )
+        _json(command)
 
 
 def _hosts(parser: argparse.ArgumentParser) -> None:

@@ -52,13 +52,14 @@ class Study:
     def cells(self) -> tuple[Cell, ...]:
         """All cells, each once, in the order of the axes."""
         cells: dict[str, Cell] = {}
-        for run in self._runs():
+        for run in self.runs():
             coords = coordinates(run) | ({"budget": budget_name(run.budget)} if self.budgets else {})
             cell = Cell(id=cell_id(run), coords=coords, run=run)
             cells.setdefault(cell.id, cell)
         return tuple(cells.values())
 
-    def _runs(self) -> list[Run]:
+    def runs(self) -> list[Run]:
+        """Every combination of the axes, before cells are named; reads no data."""
         sources = self.sources or (self.run.source,)
         sizes = self.sizes or (self.run.size,)
         runs = [

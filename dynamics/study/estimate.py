@@ -1,0 +1,336 @@
+"""What a training step needs, by arithmetic alone: FLOPs, memory, traffic, and the time that follows from them.
+
+Dimensions: d model, h heads, k key/value heads, c head channels, f feed-forward, v vocabulary, as in model/llama.py.
+
+*Useful* work is what the mathematics asks for: products with tokens that are not padding, queries with keys of their
+own document, the head at trained positions; once forward, twice backward. *Executed* work is what the program does:
+whole rows, whole attention blocks, and what rematerialisation computes a second time. MFU is useful work over peak.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+from dynamics.model.attention_kernels import BLOCKS
+from dynamics.model.llama import LlamaConfig, attention_kernel
+from dynamics.model.lora import IN_DIMENSIONS, Lora
+from dynamics.study.program import Program
+from dynamics.study.topologies import Topology
+
+# A large bf16 product reaches this share of a chip's peak when its operands are there: the one efficiency assumed.
+# Bandwidths are taken at their full value, so what they bound is a bound and no forecast.
+MATMUL_EFFICIENCY = 0.75
+
+Bound = Literal["compute", "memory", "interconnect"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one step reads on average. Tokens are those that are not padding."""
+
+    tokens: float
+    trained: float  # of them, those that have a target
+    pairs: float  # a token and one that it may look at, itself included: length (length + 1) / 2 for each document
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Of one step over the whole batch."""
+
+    useful: float
+    products: float  # executed, with weights
+    attention: float  # executed, scores and mixing
+
+    @property
+    def executed(self) -> float:
+        return self.products + self.attention
+
+
+def layer_weights(shape: LlamaConfig) -> dict[str, int]:
+    """{name: numbers} of one layer's matrices."""
+    d, f, c = shape.d_model, shape.d_ff, shape.head_dim
+    heads, kv_heads = shape.num_heads * c, shape.num_kv_heads * c
+    return {"query": d * heads, "key": d * kv_heads, "value": d * kv_heads, "output": heads * d,
+            "gate": d * f, "up": d * f, "down": f * d}  # fmt: skip
+
+
+def adapter_weights(shape: LlamaConfig, adapter: Lora | None) -> int:
+    """Numbers of one layer's adapters."""
+    if adapter is None:
+        return 0
+    d, f, c = shape.d_model, shape.d_ff, shape.head_dim
+    wide = {"query": shape.num_heads * c, "key": shape.num_kv_heads * c, "value": shape.num_kv_heads * c,
+            "output": shape.num_heads * c, "gate": f, "up": f, "down": f}  # fmt: skip
+    return sum(adapter.rank * (d + wide[name]) for name in adapter.targets if name in IN_DIMENSIONS)
+
+
+def flops(program: Program, work: Work) -> Flops:
+    """Two for each multiplication. A frozen model needs no gradient of its weights: two passes, not three."""
+    shape, batch = program.shape, program.batch
+    layer, adapters = sum(layer_weights(shape).values()), adapter_weights(shape, program.adapter)
+    head, width = shape.d_model * shape.vocab_size, shape.num_heads * shape.head_dim
+    passes = 3 if program.adapter is None else 2
+    layers = shape.num_layers
+    useful = (
+        passes * 2 * (layers * layer * work.tokens + head * work.trained)
+        + 3 * 2 * layers * adapters * work.tokens
+        + 3 * 4 * layers * width * work.pairs
+    )
+    positions = batch.rows * batch.length
+    products = (
+        2 * layers * positions * (passes * layer + 3 * adapters + _recomputed_weights(shape))
+        # Gradients of the head are made in the forward pass, whether it is frozen or not.
+        + 3 * 2 * head * program.headed
+    )
+    pairs, forward, backward = _attention_passes(program)
+    attention = 2 * layers * width * batch.rows * pairs * (forward + backward)
+    return Flops(useful=useful, products=products, attention=attention)
+
+
+# Products whose results the backward pass needs and the policy does not keep. `down` is last in its layer: nobody asks.
+_RECOMPUTED = {
+    "none": (),
+    "dots": (),
+    "full": ("query", "key", "value", "output", "gate", "up"),
+    "offload": ("query", "key", "value", "output", "gate", "up"),
+    "attention": ("query", "key", "value", "output", "gate", "up"),
+    "qkv": ("output", "gate", "up"),
+    "mlp": ("query", "key", "value", "output"),
+}
+
+
+def _recomputed_weights(shape: LlamaConfig) -> int:
+    weights = layer_weights(shape)
+    return sum(weights[name] for name in _RECOMPUTED[shape.remat])
+
+
+def _attention_passes(program: Program) -> tuple[float, int, int]:
+    """(pairs of a row that the kernel works on, products over them forward, and backward with what is made again)."""
+    shape, length = program.shape, program.batch.length
+    kernel = attention_kernel(shape, "tpu" if program.machine.chip.is_tpu else "gpu", length)
+    again = 2 if shape.remat in ("full", "offload") else 0
+    if kernel == "splash":  # two backward kernels, each makes the scores and their gradient for itself
+        block = next(size for size in BLOCKS if length % size == 0)
+        return length * (length + block) / 2, 2, 7 + again
+    if kernel == "blocks":
+        return length * (length + min(shape.attention_block, length)) / 2, 2, 5 + again
+    if kernel == "cudnn":
+        return length * (length + min(128, length)) / 2, 2, 5 + again
+    return float(length * length), 2, 4 + (0 if shape.remat == "none" else 2)
+
+
+# Memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on each chip, by what they hold. `peak` of the temporaries is what is there at the worst moment."""
+
+    state: float  # parameters, optimizer state, a frozen model
+    batch: float
+    gradients: float
+    weights: float  # copies in the compute type, and those gathered for use
+    saved: float  # activations that wait for the backward pass
+    layer: float  # a layer's work
+    head: float  # logits, their gradient, the head and its gradient
+
+    @property
+    def arguments(self) -> float:
+        return self.state + self.batch
+
+    @property
+    def temporaries(self) -> float:
+        return self.gradients + self.weights + self.saved + max(self.layer, self.head)
+
+    @property
+    def total(self) -> float:
+        return self.arguments + self.temporaries
+
+
+def memory(program: Program) -> Memory:
+    """What is where when it is most. Each term is something that the step must hold; none is fitted."""
+    shape, batch, sizes = program.shape, program.batch, program.mesh_sizes()
+    splits = sizes["fsdp"] * sizes["sequence"] * sizes["tensor"]
+    tokens = batch.rows // batch.micro // program.row_shards * batch.length / sizes["sequence"]
+    item = _item(shape.compute_dtype)
+    state = sum(program.state_bytes().values())
+    layer = sum(layer_weights(shape).values())
+    blocks = shape.num_layers * layer
+    table = shape.vocab_size * shape.d_model / (sizes["tensor"] * sizes["sequence"])  # with whole rows of d
+    trained = blocks + table * splits * (1 if shape.tied_head else 2) / sizes["fsdp"]
+    trained = trained if program.adapter is None else shape.num_layers * adapter_weights(shape, program.adapter)
+    accumulated = 1 if batch.micro == 1 else 2  # the sum over micro-batches, and the one being made
+    saved = shape.num_layers * tokens * saved_bytes(shape, sizes["tensor"], _kernel(program))
+    return Memory(
+        state=state,
+        batch=batch.rows // program.row_shards * batch.length * 3 * 4 + 12 * program.cap * batch.micro,
+        gradients=4 * accumulated * trained / splits,
+        weights=item * blocks / splits + 2 * item * layer / sizes["tensor"],
+        saved=saved + tokens * shape.d_model * item,
+        layer=_layer_bytes(program, tokens),
+        head=_head_bytes(program, table),
+    )
+
+
+def _kernel(program: Program) -> str:
+    platform = "tpu" if program.machine.chip.is_tpu else "gpu"
+    return attention_kernel(program.shape, platform, program.batch.length)
+
+
+def _item(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2
+
+
+def saved_bytes(shape: LlamaConfig, tensor: int, kernel: str) -> float:
+    """What a layer keeps of each token for the backward pass, in bytes on a chip."""
+    d, f = shape.d_model, shape.d_ff / tensor
+    heads, kv_heads = shape.num_heads * shape.head_dim / tensor, shape.num_kv_heads * shape.head_dim / tensor
+    item = _item(shape.compute_dtype)
+    norms = 4 * shape.num_heads / tensor if kernel in ("splash", "blocks", "cudnn") else 0
+    mixed = item * heads + norms
+    qkv = item * (heads + 2 * kv_heads)
+    return {
+        "offload": 0,
+        "full": item * d,
+        "attention": item * d + mixed,
+        "qkv": item * d + mixed + qkv,
+        "mlp": item * d + mixed + item * 2 * f,
+        "dots": item * 2 * d + mixed + qkv + item * 2 * f,
+        # Whatever a product or a nonlinearity reads: normed twice, rotated, silu and its argument, their product.
+        "none": item * 5 * d + 2 * mixed + 2 * qkv + item * 4 * f,
+    }[shape.remat]
+
+
+def _layer_bytes(program: Program, tokens: float) -> float:
+    """The widest moment of one layer's backward pass."""
+    shape, tensor = program.shape, program.mesh_sizes()["tensor"]
+    item = _item(shape.compute_dtype)
+    wide = tokens * item * (4 * shape.d_ff / tensor + 4 * shape.d_model)
+    if _kernel(program) in ("fused", "reference"):
+        rows = tokens / program.batch.length
+        heads = shape.num_heads / tensor / program.mesh_sizes()["sequence"]
+        return wide + 2 * 4 * rows * heads * program.batch.length**2
+    return wide
+
+
+def _head_bytes(program: Program, table: float) -> float:
+    """The head gathered, its gradient before it is scattered, and two arrays of a chunk's logits."""
+    shape = program.shape
+    chunk = min(getattr(program.objective, "chunk", program.cap), program.cap)
+    logits = 2 * 4 * chunk * table / shape.d_model
+    return _item(shape.compute_dtype) * table + 2 * 4 * table + logits
+
+
+# Time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """Seconds of a step that each part of the machine needs at the least; they overlap, so the longest bounds the step.
+
+    `compute` takes products at MATMUL_EFFICIENCY of the peak.
+    """
+
+    compute: float
+    memory: float
+    interconnect: float
+
+    @property
+    def step(self) -> float:
+        return max(self.compute, self.memory, self.interconnect)
+
+    @property
+    def serial(self) -> float:
+        """Seconds of a step in which nothing overlaps: the other end of what can be expected."""
+        return self.compute + self.memory + self.interconnect
+
+    @property
+    def bound(self) -> Bound:
+        parts: dict[Bound, float] = {
+            "compute": self.compute, "memory": self.memory, "interconnect": self.interconnect
+        }  # fmt: skip
+        return max(parts, key=lambda name: parts[name])
+
+
+def roofline(program: Program, *, chip_flops: float, wire_bytes: float, network_bytes: float) -> Roofline:
+    """The step's times from what each chip computes and receives. Chips that the mesh leaves out do nothing."""
+    machine = program.machine
+    return Roofline(
+        compute=chip_flops / (machine.chip.peak * MATMUL_EFFICIENCY * precision(program.shape)),
+        memory=memory_traffic(program) / machine.chip.hbm_bandwidth,
+        interconnect=machine.seconds(wire_bytes, network_bytes),
+    )
+
+
+def estimated(program: Program, work: Work) -> Roofline:
+    """The step's times without a compiled program: executed work and the traffic that the mesh makes necessary."""
+    moved = traffic(program).values()
+    return roofline(
+        program,
+        chip_flops=flops(program, work).executed / program.num_chips,
+        wire_bytes=sum(wire for wire, _ in moved),
+        network_bytes=sum(network for _, network in moved),
+    )
+
+
+def precision(shape: LlamaConfig) -> float:
+    """Share of the bf16 peak at the compute type: float32 products run as several bf16 ones on a TPU, or as TF32."""
+    return 1.0 if shape.compute_dtype != "float32" else 1 / 6
+
+
+def memory_traffic(program: Program) -> float:
+    """Bytes that a chip's memory gives and takes in a step: weights, activations, logits, the optimizer.
+
+    A layer's weights are read forward, backward for both gradients, and once more where they are made again; about
+    sixteen arrays of d and eight of f pass through memory for each token of a layer.
+    """
+    shape, batch, sizes = program.shape, program.batch, program.mesh_sizes()
+    item = _item(shape.compute_dtype)
+    tokens = batch.rows // program.row_shards * batch.length / sizes["sequence"]
+    weights = shape.num_layers * sum(layer_weights(shape).values()) / sizes["tensor"]
+    passes = 4 if shape.remat in ("none", "dots") else 5
+    activations = shape.num_layers * tokens * item * (16 * shape.d_model + 8 * shape.d_ff / sizes["tensor"])
+    logits = 6 * 4 * program.cap * batch.micro * shape.vocab_size / sizes["tensor"] / sizes["sequence"]
+    return batch.micro * passes * item * weights + activations + logits + 3 * sum(program.state_bytes().values())
+
+
+def traffic(program: Program) -> dict[str, tuple[float, float]]:
+    """{what: (bytes that reach a chip, of them over the network)} in a step, by what the mesh makes necessary.
+
+    Parameters are gathered for the forward and for the backward pass of each micro-batch and their gradients are
+    scattered, in the compute type; copies of the model on `data` and `dcn` add their gradients up; `tensor` adds up
+    two activations of each layer in each direction, `sequence` trades positions for heads four times each way.
+    """
+    shape, batch, sizes = program.shape, program.batch, program.mesh_sizes()
+    item = _item(shape.compute_dtype)
+    layers = shape.num_layers * sum(layer_weights(shape).values())
+    tables = shape.vocab_size * shape.d_model
+    tokens = batch.rows // program.row_shards * batch.length / sizes["sequence"]
+    shards = sizes["fsdp"] * sizes["sequence"]
+    frozen = program.adapter is not None
+    own = layers / sizes["tensor"]
+    gathered = (2 * item * own + 2 * item * tables / sizes["tensor"]) * batch.micro
+    scattered = 0 if frozen else (item * own + 4 * 2 * tables / sizes["tensor"]) * batch.micro
+    trained = shape.num_layers * adapter_weights(shape, program.adapter) if frozen else layers + 2 * tables
+    copies = sizes["data"] * sizes["dcn"]
+    added = 2 * 4 * trained / (shards * sizes["tensor"]) * (copies - 1) / copies
+    width = shape.num_layers * tokens * item
+    found = {
+        "parameters": gathered * (shards - 1) / shards,
+        "gradients": scattered * (shards - 1) / shards + added,
+        "activations": 2 * 4 * width * shape.d_model * (sizes["tensor"] - 1) / sizes["tensor"]
+        + 8 * width * shape.num_heads * shape.head_dim * (sizes["sequence"] - 1) / sizes["sequence"] / sizes["tensor"],
+    }
+    return {name: (wire, _over_network(program.machine, sizes, name, wire)) for name, wire in found.items()}
+
+
+def _over_network(machine: Topology, sizes: dict[str, int], name: str, wire: float) -> float:
+    """Of the bytes that reach a chip, those that cross between islands, each chip of an island carrying its part."""
+    if machine.islands == 1:
+        return 0.0
+    if machine.chip.is_tpu:  # only gradients cross between slices
+        return wire if name == "gradients" and sizes["dcn"] > 1 else 0.0
+    group = sizes["fsdp"] * sizes["sequence"] * sizes["tensor"]
+    inside = min(group, machine.num_chips // machine.islands)
+    spans = math.ceil(group / inside)
+    return wire * (spans - 1) / spans / inside * group / max(1, group - 1) if spans > 1 else 0.0

@@ -1,0 +1,374 @@
+"""Will it fit, how long does it take, what does it cost: every run of a study on machines that are not here.
+
+A study's runs are few programs: those that differ in data, volume or seed share one. Each program is compiled for
+each machine (or estimated), and each run is so many of its steps.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dynamics import config
+from dynamics.losses.sft import SFT
+from dynamics.model.llama import LlamaConfig
+from dynamics.model.sharding import MeshShape
+from dynamics.study import estimate, search
+from dynamics.study.compiled import Compiled, Compiler
+from dynamics.study.estimate import Roofline, Work
+from dynamics.study.grid import Study
+from dynamics.study.prepare import Workspace
+from dynamics.study.program import Program
+from dynamics.study.run import Base, Batch, Run
+from dynamics.study.topologies import Topology
+from dynamics.study.workload import TRAINED_SHARE, Load, base_load, load_of, model_shape, readable
+from dynamics.train.optimizer import Optimizer
+
+HOUR = 3600.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assumptions:
+    """What is taken as given where the data do not say."""
+
+    tokens_per_record: int
+    vocab: int | None = None  # None: the tokenizer's where it can be read, else the size's own
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run, or the pre-training of a base model: settings of a step, and how many there are."""
+
+    coords: dict[str, Any]
+    shape: LlamaConfig
+    batch: Batch
+    objective: Any
+    optimizer: Optimizer
+    mesh: MeshShape
+    adapter: Any
+    load: Load | None  # None: nothing is trained
+
+    def program(self, machine: Topology) -> Program:
+        """The step on a machine; on slices that only the network joins the model is copied to each, as dcn says."""
+        mesh = self.mesh
+        if machine.chip.is_tpu and machine.slices > 1 and mesh.dcn == 1:
+            mesh = dataclasses.replace(mesh, dcn=machine.slices)
+        program = Program(
+            shape=self.shape, batch=self.batch, headed=self.batch.rows * self.batch.length, objective=self.objective,
+            optimizer=self.optimizer, mesh=mesh, adapter=self.adapter, topology=machine.name, slices=machine.slices,
+        )  # fmt: skip
+        if program.problem is not None:
+            return program
+        assert self.load is not None
+        parts = program.row_shards * self.batch.micro
+        return dataclasses.replace(program, headed=parts * self.load.cap(program.row_shards, self.batch.micro))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Jobs:
+    """All that a config trains, and what had to be assumed."""
+
+    name: str
+    jobs: tuple[Job, ...]
+    notes: tuple[str, ...]
+
+
+def jobs_of(value: Study | Run, workspace: Workspace, assumptions: Assumptions) -> Jobs:
+    """The jobs of a study or run. Data and tokenizers are read where they are there."""
+    runs = value.runs() if isinstance(value, Study) else [value]
+    reasons = {run.source: readable(run) for run in runs}
+    notes: dict[str, None] = {}
+    for source, reason in reasons.items():
+        if reason is not None:
+            notes[
+                f"data of {source.name!r} not read ({reason}); assumed: {assumptions.tokens_per_record} tokens a "
+                f"record (--tokens-per-record), of which {TRAINED_SHARE:.0%} trained"
+            ] = None
+    jobs: dict[str, Job] = {}
+    for run in runs:
+        counted = reasons[run.source] is None
+        shape = model_shape(run, workspace, counted=counted, vocab=assumptions.vocab)
+        if not counted and assumptions.vocab is None:
+            notes[f"tokenizer not read; vocabulary of {shape.name}: {shape.vocab_size:,} (--vocab)"] = None
+        for job in _jobs(run, shape, workspace, counted=counted, tokens_per_record=assumptions.tokens_per_record):
+            jobs.setdefault(config.fingerprint(job.coords), job)
+    if any(job.coords["volume"] == "base" for job in jobs.values()):
+        notes["base models count in full, whether or not the cache holds them"] = None
+    name = value.name if isinstance(value, Study) else f"run of {value.size_name}"
+    return Jobs(
+        name=name, jobs=tuple(jobs.values()), notes=(*notes, "evaluation, checkpoints and start-up not counted")
+    )
+
+
+def _jobs(
+    run: Run, shape: LlamaConfig, workspace: Workspace, *, counted: bool, tokens_per_record: int
+) -> Iterator[Job]:
+    same = {"shape": shape, "mesh": run.mesh}
+    where = {"size": run.size_name, "source": run.source.name}
+    if isinstance(run.base, Base):
+        yield Job(
+            coords={**where, "volume": "base", "seed": run.base.seed}, batch=run.base.batch, objective=SFT(),
+            optimizer=run.base.optimizer, adapter=None, **same,
+            load=base_load(run.base, tokens_per_record=tokens_per_record),
+        )  # fmt: skip
+    load = None
+    if run.volume != 0:
+        load = load_of(run, workspace, counted=counted, tokens_per_record=tokens_per_record)
+    coords = where | {"volume": run.volume, "seed": run.seed}
+    rest = {"abilities": run.abilities, "order": run.order, "budget": run.budget}
+    yield Job(
+        coords=coords | {"rest": config.fingerprint(rest)}, batch=run.batch, objective=run.objective,
+        optimizer=run.optimizer, adapter=getattr(run, "adapter", None), load=load, **same,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A program on a machine: does it fit, and how long is a step. Bytes are those of one chip."""
+
+    program: Program
+    compiled: Compiled | None  # None: estimated
+    used: float
+    had: float
+    arguments: float | None  # None where the compiler refused before it knew
+    temporaries: float | None
+    roofline: Roofline
+
+    @property
+    def fits(self) -> bool:
+        return self.used <= self.had if self.compiled is None else self.compiled.fits
+
+
+def judge(program: Program, compiler: Compiler | None, label: str, work: Work) -> Verdict:
+    """Compile the program, or estimate it where there is no compiler or the machine is of GPUs."""
+    needs = estimate.memory(program)
+    had = program.machine.chip.hbm
+    flops = estimate.flops(program, work)
+    if compiler is None or not program.machine.chip.is_tpu:
+        return Verdict(
+            program=program, compiled=None, used=needs.total, had=had, arguments=needs.arguments,
+            temporaries=needs.temporaries, roofline=estimate.estimated(program, work),
+        )  # fmt: skip
+    compiled = compiler(program, label)
+    if compiled.counts is None:
+        line = estimate.estimated(program, work)
+    else:
+        kernels = flops.attention if compiled.counts.kernels else 0.0
+        line = estimate.roofline(
+            program,
+            chip_flops=compiled.counts.matmul_flops + kernels / program.num_chips,
+            wire_bytes=sum(one.wire_bytes for one in compiled.counts.traffic),
+            network_bytes=sum(one.network_bytes for one in compiled.counts.traffic),
+        )
+    return Verdict(
+        program=program, compiled=compiled, used=compiled.needed, had=compiled.had, arguments=compiled.arguments,
+        temporaries=compiled.temporaries, roofline=line,
+    )  # fmt: skip
+
+
+def plan(
+    jobs: Jobs,
+    machines: Sequence[Topology],
+    compiler: Compiler | None,
+    *,
+    prices: Mapping[str, float],
+    searching: bool = False,
+) -> dict[str, Any]:
+    """Plain data: for each machine its programs, its cells, and the sums. `prices` are dollars a chip-hour by chip."""
+    planned = [_on_machine(jobs, machine, compiler, prices.get(machine.chip.name), searching) for machine in machines]
+    trained = [index for index, job in enumerate(jobs.jobs) if job.load is not None]
+    nowhere = [i for i in trained if not any(one["cells"][i]["fits"] for one in planned)]
+    return {
+        "name": jobs.name,
+        "cells": len(jobs.jobs),
+        "counted": all(job.load.counted for job in jobs.jobs if job.load and job.coords["volume"] != "base"),
+        "notes": list(jobs.notes),
+        "matmul_efficiency": estimate.MATMUL_EFFICIENCY,
+        "machines": planned,
+        "cells_that_fit_nowhere": len(nowhere),
+    }
+
+
+def _on_machine(
+    jobs: Jobs, machine: Topology, compiler: Compiler | None, price: float | None, searching: bool
+) -> dict[str, Any]:
+    groups = _programs(jobs, machine)
+    rows, verdicts = [], {}
+    for key, (program, members) in groups.items():
+        heaviest = max(members, key=lambda job: job.load.steps if job.load else 0)
+        assert heaviest.load is not None
+        work = heaviest.load.work
+        if program.problem is not None:
+            rows.append(_refused_row(program, work, members))
+            continue
+        label = f"{program.shape.name} for {machine.label}"
+        verdicts[key] = judge(program, compiler, label, work)
+        rows.append(_program_row(verdicts[key], work, members))
+        if searching:
+            rows[-1]["search"] = _search_row(verdicts[key], compiler, label, work)
+    cells = [_cell_row(job, machine, verdicts, price) for job in jobs.jobs]
+    total = {name: sum(cell[name] for cell in cells if cell["fits"]) for name in ("steps", "hours", "chip_hours")}
+    return {
+        "topology": machine.label,
+        "chip": machine.chip.name,
+        "chips": machine.num_chips,
+        "programs": rows,
+        "cells": cells,
+        "cells_that_fit": sum(cell["fits"] for cell in cells),
+        **total,
+        "price": price,
+        "cost": None if price is None else total["chip_hours"] * price,
+    }
+
+
+def _key(job: Job) -> str:
+    """The job's program but for what its data decide."""
+    return config.fingerprint([job.shape, job.batch, job.objective, job.optimizer, job.mesh, job.adapter])
+
+
+def _programs(jobs: Jobs, machine: Topology) -> dict[str, tuple[Program, list[Job]]]:
+    """{key: (program, the jobs that run it)}: one program has room for the trained positions of all its jobs."""
+    groups: dict[str, tuple[Program, list[Job]]] = {}
+    for job in jobs.jobs:
+        if job.load is None:
+            continue
+        program, key = job.program(machine), _key(job)
+        if key in groups:
+            other, members = groups[key]
+            program = dataclasses.replace(program, headed=max(program.headed, other.headed))
+            groups[key] = (program, [*members, job])
+        else:
+            groups[key] = (program, [job])
+    return groups
+
+
+def _refused_row(program: Program, work: Work, members: Sequence[Job]) -> dict[str, Any]:
+    """A program that the mesh cannot split: there is nothing to compile or to estimate."""
+    return {
+        "size": program.shape.name, "volumes": _volumes(members), "fits": False, "how": "not divisible",
+        **search.settings(program), "refusal": f"{program.shape.name}: {program.problem}", "nearest": search.nearest(program, work),
+    }  # fmt: skip
+
+
+def _volumes(members: Sequence[Job]) -> list[str]:
+    return sorted({str(job.coords["volume"]) for job in members})
+
+
+def _program_row(verdict: Verdict, work: Work, members: Sequence[Job]) -> dict[str, Any]:
+    program, compiled = verdict.program, verdict.compiled
+    flops = estimate.flops(program, work)
+    counts = None if compiled is None else compiled.counts
+    row = {
+        "size": program.shape.name,
+        "volumes": _volumes(members),
+        "fits": verdict.fits,
+        "how": "estimated" if compiled is None else "compiled",
+        **search.settings(program),
+        "vocab_size": program.shape.vocab_size,
+        "chips_used": program.num_chips,
+        "memory": {
+            "used": verdict.used, "had": verdict.had, "arguments": verdict.arguments,
+            "temporaries": verdict.temporaries, "state": sum(program.state_bytes().values()),
+            "estimated": estimate.memory(program).total,
+        },
+        "largest_rows": search.largest_rows(program, verdict.used, verdict.had) if _measured(verdict) else None,
+        "flops": {
+            "useful": flops.useful,
+            "executed": flops.executed if counts is None else verdict.roofline.compute * _rate(program),
+            "estimated": flops.executed,
+            "xla_counts_once": None if compiled is None or compiled.xla_flops is None
+            else compiled.xla_flops * program.num_chips,
+        },
+        "collectives": _collectives(program, counts),
+        "roofline": _roofline_row(verdict.roofline),
+        "mfu": _mfu(verdict, flops.useful),
+        "compile_seconds": None if compiled is None else compiled.seconds,
+    }  # fmt: skip
+    if not verdict.fits:
+        row["refusal"] = _refusal(verdict)
+        row["nearest"] = search.nearest(program, work)
+    return row
+
+
+def _measured(verdict: Verdict) -> bool:
+    """Whether `used` is the whole need: a refusal may name a part of it."""
+    return verdict.compiled is None or verdict.compiled.fits
+
+
+def _rate(program: Program) -> float:
+    return (
+        program.machine.chip.peak * estimate.MATMUL_EFFICIENCY * estimate.precision(program.shape) * program.num_chips
+    )
+
+
+def _collectives(program: Program, counts: Any) -> list[dict[str, Any]]:
+    if counts is None:
+        found = estimate.traffic(program)
+        return [
+            {"kind": name, "times": None, "wire_bytes": wire, "network_bytes": network}
+            for name, (wire, network) in found.items()
+            if wire
+        ]
+    return [dataclasses.asdict(one) for one in counts.traffic]
+
+
+def _roofline_row(line: Roofline) -> dict[str, Any]:
+    return {**dataclasses.asdict(line), "step": line.step, "serial": line.serial, "bound": line.bound}
+
+
+def _mfu(verdict: Verdict, useful: float) -> float:
+    """Useful FLOPs over what the chips in use could do in the step's time."""
+    program = verdict.program
+    return useful / (verdict.roofline.step * program.machine.chip.peak * program.num_chips)
+
+
+def _refusal(verdict: Verdict) -> str:
+    gib = 2**30
+    program = verdict.program
+    return (
+        f"{program.shape.name} needs {verdict.used / gib:,.1f} GiB and a chip of {program.machine.label} has "
+        f"{verdict.had / gib:,.2f} GiB"
+    )
+
+
+def _cell_row(job: Job, machine: Topology, verdicts: Mapping[str, Verdict], price: float | None) -> dict[str, Any]:
+    coords = {name: value for name, value in job.coords.items() if name != "rest"}
+    if job.load is None:
+        return {**coords, "fits": True, "steps": 0, "tokens": 0, "step_seconds": 0.0, "mfu": None, "hours": 0.0,
+                "chip_hours": 0.0, "cost": None if price is None else 0.0}  # fmt: skip
+    verdict = verdicts.get(_key(job))
+    if verdict is None:
+        return {**coords, "fits": False, "steps": job.load.steps, "tokens": round(job.load.tokens),
+                "step_seconds": None, "mfu": None, "hours": None, "chip_hours": None, "cost": None}  # fmt: skip
+    hours = job.load.steps * verdict.roofline.step / HOUR
+    chip_hours = hours * machine.num_chips
+    return {
+        **coords,
+        "fits": verdict.fits,
+        "steps": job.load.steps,
+        "tokens": round(job.load.tokens),
+        "step_seconds": verdict.roofline.step,
+        "mfu": _mfu(verdict, estimate.flops(verdict.program, job.load.work).useful),
+        "hours": hours,
+        "chip_hours": chip_hours,
+        "cost": None if price is None else chip_hours * price,
+    }
+
+
+def _search_row(verdict: Verdict, compiler: Compiler | None, label: str, work: Work) -> dict[str, Any]:
+    """The fastest setting of remat, micro-batches and mesh that fits, the first that the compiler confirms."""
+    judged = functools.partial(judge, compiler=compiler, label=f"{label} (search)", work=work)
+    tried = 0
+    candidates = search.candidates(verdict.program, work)
+    for candidate in candidates:
+        tried += 1
+        found = judged(candidate.program)
+        if found.fits:
+            return {
+                "candidates": len(candidates), "tried": tried, **search.settings(candidate.program),
+                "used": found.used, "had": found.had, "step": found.roofline.step, "bound": found.roofline.bound,
+                "faster": verdict.roofline.step / found.roofline.step if verdict.fits else None,
+            }  # fmt: skip
+        if tried == search.MOST_COMPILED:
+            break
+    return {"candidates": len(candidates), "tried": tried}
