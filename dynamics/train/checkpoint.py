@@ -274,6 +274,23 @@ def load_params(folder: str | Path, target: Tree, *, part: str = "") -> tuple[Tr
         raise _unusable(folder, damage) from damage
 
 
+def load_array(folder: str | Path, name: str) -> np.ndarray:
+    """One array of a checkpoint, whole on this host and verified; no other is read. For one process alone.
+
+    Raises UserError when the folder is missing or damaged, or has no such array.
+    """
+    manifest = read_manifest(folder)
+    if name not in manifest.arrays:
+        raise UserError(f"{folder} has no array {name}; it has {', '.join(sorted(manifest.arrays))}")
+    shape, dtype = manifest.arrays[name]["shape"], manifest.arrays[name]["dtype"]
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    wanted = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=host)}
+    try:
+        return np.asarray(_verified(Path(folder).absolute(), manifest, wanted, partly=True)[name])
+    except Damaged as damage:
+        raise _unusable(Path(folder), damage) from damage
+
+
 def read_manifest(folder: str | Path) -> Manifest:
     """What a checkpoint says about itself, without reading its arrays; UserError when it is missing or damaged."""
     folder = Path(folder).absolute()
@@ -381,10 +398,18 @@ def _load(folder: Path, manifest: Manifest, target: Tree, *, part: str = "") -> 
     prefix = f"{part}/" if part else ""
     wanted = {prefix + name: _placed(leaf) for name, leaf in tree.named_leaves(target).items()}
     _check_fit(folder, manifest, wanted, prefix)
+    arrays = _verified(folder, manifest, wanted, partly=bool(part))
+    return tree.with_leaves(target, {name.removeprefix(prefix): arrays[name] for name in wanted})
+
+
+def _verified(
+    folder: Path, manifest: Manifest, wanted: Mapping[str, jax.ShapeDtypeStruct], *, partly: bool
+) -> dict[str, Any]:
+    """The arrays by name, each compared with its digest. `partly`: the checkpoint holds others, which stay unread."""
     arrays: dict[str, Any] = {}
     trouble = ""
     try:
-        arrays = _read_arrays(folder, wanted, partly=bool(part))
+        arrays = _read_arrays(folder, wanted, partly=partly)
     except (MemoryError, PermissionError):
         raise  # says nothing about the files
     except Exception as error:
@@ -398,7 +423,7 @@ def _load(folder: Path, manifest: Manifest, target: Tree, *, part: str = "") -> 
     wrong = [name for name in wanted if found[name] != manifest.arrays[name]["digest"]]
     if wrong:
         raise Damaged(f"{len(wrong)} of {len(wanted)} arrays do not match their digest, first {wrong[0]}")
-    return tree.with_leaves(target, {name.removeprefix(prefix): arrays[name] for name in wanted})
+    return arrays
 
 
 def _read_arrays(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], *, partly: bool) -> dict[str, Any]:
