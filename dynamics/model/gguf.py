@@ -6,6 +6,7 @@ have; and it keeps no tokenizer.json, so one is made of the pieces and the name 
 """
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,8 @@ class _File:
             self._reader = self._package.GGUFReader(path)
         except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
             if "GGMLQuantizationType" in str(error):
-                raise self._unknown_quantisation(f"a tensor has quantisation type {str(error).split()[0]}") from error
+                number = re.search(r"\d+", str(error))
+                raise self._unknown_quantisation(f"a tensor has quantisation type {number and number[0]}") from error
             raise UserError(
                 f"{path} cannot be read as GGUF ({error}): it may be cut, {path.stat().st_size} bytes are there, or of "
                 f"a version that the package gguf {_version()} does not know; download it again or update gguf"
