@@ -42,12 +42,49 @@ check_command() {
   done
 }
 
-# wait_for PROCESS: waits for a child to its end, through signals to this shell; its exit code is then in `code`.
-wait_for() {
-  # A signal that is trapped ends `wait` early with 128 and its number; the child may be there still.
-  until wait "$1" || ! kill -0 "$1" 2>/dev/null; do :; done
-  wait "$1" # of a child that is gone bash still tells the code
-  code=$?
+# run_here COUNT: runs the commands that `command_of 0`, `command_of 1`, ... put into the array `words`, all at once, to
+# their end. SIGTERM, SIGINT and SIGHUP of this shell become one SIGTERM of each, and `stopped` is set. Their exit codes
+# are then in the array `codes`.
+#
+# Each command is in the foreground of a shell that outlives signals and tells here through a pipe how it ended: bash's
+# own `wait`, when a signal ends it early, may lose that (5.2 then says -1). The commands ignore SIGINT: a terminal's
+# Ctrl-C, which goes to all, arrives once.
+words=() processes=() codes=() stopped=''
+stop() {
+  stopped=1
+  # SLURM signals every process of a step by itself. dynamics takes a second SIGTERM as "at once, without saving".
+  [ -n "${SLURM_STEP_ID:-}" ] || [ ${#processes[@]} -eq 0 ] || kill -s TERM "${processes[@]}" 2>/dev/null
+}
+run_here() {
+  local word number
+  processes=() codes=()
+  trap stop TERM INT HUP
+  exec 4>&1
+  exec 3< <(
+    trap : TERM HUP
+    trap '' INT
+    for ((number = 0; number < $1; number++)); do
+      command_of "$number"
+      (
+        trap : TERM HUP
+        # shellcheck disable=SC2016 # of the inner shell
+        sh -c 'echo "began $$"; exec "$@" >&4 4>&-' sh "${words[@]}" </dev/null
+        echo "ended $?"
+      ) &
+    done
+    until wait; do :; done # without it the commands would lose their parent, and SLURM its hold on them
+  )
+  while read -r word number <&3; do
+    case $word in
+      began)
+        processes+=("$number")
+        [ -z "$stopped" ] || kill -s TERM "$number" 2>/dev/null # the signal was earlier
+        ;;
+      ended) codes+=("$number") ;;
+    esac
+  done
+  exec 3<&- 4>&-
+  [ ${#codes[@]} -eq "$1" ] || codes+=(137) # such a shell was killed
 }
 
 # quoted WORDS...: the words as one line that a shell reads back as the same words.
@@ -85,20 +122,21 @@ keep_codes() {
   done
 }
 
-# decide FILE OTHERWISE: the one code of a job whose hosts ended with the codes in FILE; OTHERWISE, where all are 0.
+# decide OTHERWISE CODES...: the one code of a job whose hosts ended with these codes; OTHERWISE, where all are 0.
 # A bad config is never retried, so it comes first. A host that broke down makes the others fail in any way, so it
 # comes before a bug; a bug that is hidden by it shows again, because failures are few.
 decide() {
-  local wanted code
+  local wanted code otherwise=$1
+  shift
   for wanted in config infrastructure bug preempted; do
-    while read -r code; do
+    for code in "$@"; do
       if [ "$(meaning "$code")" = "$wanted" ]; then
         echo "$code"
         return
       fi
-    done <"$1"
+    done
   done
-  echo "$2"
+  echo "$otherwise"
 }
 
 # again CODE: whether to start once more. Preemptions are part of the business; failures of machines should be few,

@@ -43,33 +43,22 @@ if [ -n "$dry_run" ]; then
   exit 0
 fi
 
-child='' stopped=''
-stop() {
-  stopped=1
-  # SLURM signals every process of a step by itself. dynamics takes a second SIGTERM as "at once, without saving".
-  [ -n "${SLURM_STEP_ID:-}" ] || [ -z "$child" ] || kill -s TERM "$child" 2>/dev/null
-}
-trap stop TERM INT HUP
-
-# In the background, so that a signal interrupts the wait. A background child ignores SIGINT: a terminal's Ctrl-C,
-# which goes to both, arrives once.
-"$dynamics" "$@" </dev/null &
-child=$!
-[ -z "$stopped" ] || stop # a signal between the trap and the line above
-
-wait_for "$child"
+command_of() { words=("${job[@]}"); }
+job=("$dynamics" "$@")
+run_here 1
+code=${codes[0]}
 case $code in
   2) code=78 ;; # a user's mistake, in the words of `dynamics`
 esac
 case $(meaning "$code") in
-  done) words="done" ;;
-  preempted) words="stopped with everything saved; the same command goes on from there" ;;
-  config) words="the config or the command is wrong; mend what the message above says, starting again does not help" ;;
-  infrastructure) words="this host or a peer failed; the same command goes on from the last checkpoint" ;;
+  done) what="done" ;;
+  preempted) what="stopped with everything saved; the same command goes on from there" ;;
+  config) what="the config or the command is wrong; mend what the message above says, starting again does not help" ;;
+  infrastructure) what="this host or a peer failed; the same command goes on from the last checkpoint" ;;
   bug)
-    words="a bug, or a mistake that dynamics did not foresee; read the error above"
-    [ "$code" -le 128 ] || words="ended by signal $((code - 128)), which is neither a preemption nor a failure known here"
+    what="a bug, or a mistake that dynamics did not foresee; read the error above"
+    [ "$code" -le 128 ] || what="ended by signal $((code - 128)), which is neither a preemption nor a failure known here"
     ;;
 esac
-echo "job.sh: exit $code on $(uname -n): $words" >&2
+echo "job.sh: exit $code on $(uname -n): $what" >&2
 exit "$code"

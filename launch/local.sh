@@ -25,13 +25,13 @@ example:
 TEXT
 }
 
-processes='' devices='' port=20100 dry_run=''
+count='' devices='' port=20100 dry_run=''
 while [ $# -gt 0 ]; do
   case $1 in
     --help | -h) usage && exit 0 ;;
     --dry-run) dry_run=1 && shift && continue ;;
     --) shift && break ;;
-    --processes) whole "$1" "${2-}" 1 && processes=$2 ;;
+    --processes) whole "$1" "${2-}" 1 && count=$2 ;;
     --devices) whole "$1" "${2-}" 1 && devices=$2 ;;
     --port) whole "$1" "${2-}" 1024 && port=$2 ;;
     --max-preemptions) whole "$1" "${2-}" 0 && max_preemptions=$2 ;;
@@ -41,52 +41,33 @@ while [ $# -gt 0 ]; do
   shift 2
 done
 check_command "$@"
-[ -n "$processes" ] || [ -z "$devices" ] || fail "--devices is the number of each of several processes; give --processes too"
+[ -n "$count" ] || [ -z "$devices" ] || fail "--devices is the number of each of several processes; give --processes too"
 
 # command_of PROCESS: the words that start it, in the array `words`.
 command_of() {
   local meet=127.0.0.1:$((port + num_restarts))
   words=("$root/launch/job.sh" "${job[@]}")
-  if [ -n "$processes" ]; then
+  if [ -n "$count" ]; then
     words=(env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="${devices:-1}" "${words[@]}"
-      --coordinator "$meet" --num-processes "$processes" --process-id "$1")
+      --coordinator "$meet" --num-processes "$count" --process-id "$1")
   fi
 }
 
-job=("$@") num_restarts=0 children=() stopped='' codes=''
+job=("$@") num_restarts=0
 if [ -n "$dry_run" ]; then
-  for ((process = 0; process < ${processes:-1}; process++)); do
+  for ((process = 0; process < ${count:-1}; process++)); do
     command_of "$process"
     quoted "${words[@]}"
   done
   exit 0
 fi
 
-stop() {
-  stopped=1
-  [ ${#children[@]} -eq 0 ] || kill -s TERM "${children[@]}" 2>/dev/null
-}
-trap stop TERM INT HUP
-trap 'rm -f "$codes"' EXIT
-codes=$(mktemp)
-
 while :; do
-  children=()
-  for ((process = 0; process < ${processes:-1}; process++)); do
-    command_of "$process"
-    "${words[@]}" &
-    children+=("$!")
-  done
-  [ -z "$stopped" ] || stop # a signal while they were started
-  : >"$codes"
-  for child in "${children[@]}"; do
-    wait_for "$child"
-    echo "$code" >>"$codes"
-  done
-  code=$(decide "$codes" 0)
+  run_here "${count:-1}"
+  code=$(decide 0 "${codes[@]}")
   [ -z "$stopped" ] || break
   again "$code" || break
   num_restarts=$((num_restarts + 1))
-  echo "local.sh: exit $code: starting again ($num_preemptions preemptions, $num_failures failures)" >&2
+  echo "local.sh: exit $code: starting again (preemptions: $num_preemptions, failures: $num_failures)" >&2
 done
 exit "$code"

@@ -103,21 +103,22 @@ port=$((20000 + SLURM_JOB_ID % 100 * 120 + ${SLURM_RESTART_COUNT:-0} % 120))
 echo "slurm.sh: job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), $SLURM_JOB_NODELIST, meeting at $address:$port" >&2
 
 # One that ends first must not end the others: they may be saving.
-codes=$(mktemp)
+told=$(mktemp)
 # shellcheck disable=SC2016 # the process id is known in the task, not here
 srun --label --kill-on-bad-exit=0 --mpi=none --cpu-bind=none \
   bash -c 'exec "$@" --process-id "$SLURM_PROCID"' task \
-  "${job[@]}" --coordinator "$address:$port" --num-processes "$SLURM_NTASKS" 2>&1 | keep_codes "$codes"
+  "${job[@]}" --coordinator "$address:$port" --num-processes "$SLURM_NTASKS" 2>&1 | keep_codes "$told"
 code=${PIPESTATUS[0]}
-code=$(decide "$codes" "$code")
-rm -f "$codes"
+# shellcheck disable=SC2046 # one word a code
+code=$(decide "$code" $(cat "$told"))
+rm -f "$told"
 
 echo "slurm.sh: exit $code: $(meaning "$code")" >&2
 if again "$code"; then
   echo "$code" >>"$history"
   # Not when it was cancelled: a requeue would bring it back.
   if [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
-    echo "slurm.sh: requeued ($num_preemptions preemptions, $num_failures failures)" >&2
+    echo "slurm.sh: requeued (preemptions: $num_preemptions, failures: $num_failures)" >&2
     scontrol requeue "$SLURM_JOB_ID" || echo "slurm.sh: SLURM did not requeue the job; submit it again to go on" >&2
   fi
 fi

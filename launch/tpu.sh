@@ -179,7 +179,7 @@ clean() {
   local code=$? attempt
   trap '' INT TERM HUP # an impatient second Ctrl-C must not leave the slice behind
   [ -z "$child" ] || kill -s TERM -- "-$child" 2>/dev/null
-  rm -f "$archive" "${codes:-}"
+  rm -f "$archive" "${told:-}"
   [ -n "$ours" ] || exit "$code"
   if [ -n "$keep" ]; then
     remind "the slice is kept and costs money; delete it with"
@@ -203,7 +203,8 @@ set -m
 attend() {
   "$@" </dev/null &
   child=$!
-  wait_for "$child"
+  wait "$child" # a signal ends this script
+  code=$?
   child=''
 }
 
@@ -229,7 +230,7 @@ wait_until_active() {
 # The command on all hosts; `code` is what decides between them.
 # shellcheck disable=SC2317 # called by `attend`
 run() {
-  run_hosts "$@" 2>&1 | keep_codes "$codes"
+  run_hosts "$@" 2>&1 | keep_codes "$told"
   return "${PIPESTATUS[0]}"
 }
 
@@ -250,7 +251,8 @@ attempt() {
   fi
   if [ "$code" -eq 0 ]; then
     attend run "$@"
-    code=$(decide "$codes" "$code")
+    # shellcheck disable=SC2046 # one word a code
+    code=$(decide "$code" $(cat "$told"))
   else
     code=143 # no fault of the command: a new slice may do
   fi
@@ -268,7 +270,7 @@ names=$(resource list --format='value(name.basename())') || fail "gcloud could n
 trap clean EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
-codes=$(mktemp)
+told=$(mktemp)
 pack || fail "git could not pack the working tree; see above"
 while :; do
   attempt "$@"
