@@ -116,8 +116,8 @@ class _File:
             self._reader = self._package.GGUFReader(path)
         except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
             if "GGMLQuantizationType" in str(error):
-                number = re.search(r"\d+", str(error))
-                raise self._unknown_quantisation(f"a tensor has quantisation type {number and number[0]}") from error
+                number = re.findall(r"\d+", str(error))[-1]  # "np.uint32(999) is not a valid GGMLQuantizationType"
+                raise self._unknown_quantisation(f"a tensor has quantisation type {number}") from error
             raise UserError(
                 f"{path} cannot be read as GGUF ({error}): it may be cut, {path.stat().st_size} bytes are there, or of "
                 f"a version that the package gguf {_version()} does not know; download it again or update gguf"
