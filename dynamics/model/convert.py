@@ -244,7 +244,7 @@ def _write(
         num_verified=len(found.digests.keys() & tensors.keys()),
         num_new_rows=growth.num_new(stored.vocab_size),
         left_out=tuple(found.harmless),
-        sliding_window=hf_config.sliding_window(data),
+        sliding_window=found.sliding_window,
     )
 
 

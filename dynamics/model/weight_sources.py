@@ -68,6 +68,10 @@ class Source:
     generation: dict[str, Any] | None  # of generation_config.json
     harmless: list[str]  # tensors of no use, which are not copied
 
+    @property
+    def sliding_window(self) -> int | None:
+        return hf_config.sliding_window(self.data)
+
 
 def open_source(given: str | Path | Params) -> Source:
     """The source with everything checked but the digests; UserError for what is no model, or not one of its shape."""
