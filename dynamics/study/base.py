@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from dynamics import config
 from dynamics.losses.sft import SFT
+from dynamics.model.convert import is_model_folder, load_model
 from dynamics.model.llama import LlamaConfig, abstract, init
 from dynamics.model.sharding import make_mesh, num_row_shards, shardings_for
 from dynamics.seeds import name_hash, stream
@@ -21,7 +22,7 @@ from dynamics.study.cache import from_cache
 from dynamics.study.course import device_batches, plan_course
 from dynamics.study.folder import wait_for, write_json
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Base, Budget, Run, base_identity
+from dynamics.study.run import Base, Budget, Run, base_identity, weights_folder
 from dynamics.train.checkpoint import load_params, save_params
 from dynamics.train.distributed import agree, check_mesh, check_shared, is_lead, placed, row_shards_here, several
 from dynamics.train.loop import train
@@ -73,12 +74,24 @@ def _copied(params: Any) -> Any:
     return jax.tree.map(jnp.copy, params)
 
 
-def first_parameters(run: Run, shape: LlamaConfig, workspace: Workspace, report: Report) -> Any:
-    """The parameters a run starts from, on the host: its base model, a folder of parameters, or random ones."""
+def first_model(run: Run, shape: LlamaConfig, workspace: Workspace, report: Report, mesh: Mesh | None) -> Any:
+    """The model a run starts from, on its devices and its own to give away.
+
+    A model folder is read straight to where its parts belong; everything else passes through the host.
+    """
+    folder = weights_folder(run)
+    if folder is not None and is_model_folder(folder):
+        return load_model(folder, shape, mesh=mesh)
+    return on_device(_first_parameters(run, shape, workspace, report), mesh)
+
+
+def _first_parameters(run: Run, shape: LlamaConfig, workspace: Workspace, report: Report) -> Any:
+    """On the host: the base model, a folder of parameters, or random ones."""
     if isinstance(run.base, Base):
         return base_parameters(run, workspace, report)
-    if run.base is not None:
-        return on_host(load_params(run.base, abstract(shape))[0])
+    folder = weights_folder(run)
+    if folder is not None:
+        return on_host(load_params(folder, abstract(shape))[0])
     return on_host(init(shape, jax.random.key(name_hash("parameters", run.seed) % 2**32)))
 
 

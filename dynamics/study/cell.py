@@ -1,6 +1,8 @@
 """One cell from beginning to end: first parameters, training, evaluation on the way, the choice, the test set once."""
 
 import contextlib
+import dataclasses
+import functools
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +16,12 @@ from dynamics import config, tree
 from dynamics.data.mixture import Mixture, Slices
 from dynamics.errors import UserError
 from dynamics.eval.ability_eval import ItemResult, evaluate_prepared
-from dynamics.model.llama import abstract
+from dynamics.model.llama import LlamaConfig, abstract
+from dynamics.model.lora import merge
 from dynamics.model.sharding import shardings_for
+from dynamics.seeds import name_hash
 from dynamics.study.base import (
-    first_parameters,
+    first_model,
     kept,
     on_device,
     on_host,
@@ -35,7 +39,7 @@ from dynamics.train.checkpoint import Checkpointer, load_params, save_params
 from dynamics.train.distributed import agree, barrier, check_shared, is_lead, several
 from dynamics.train.log import Log, read_log
 from dynamics.train.loop import Hook, OpenBatches, Trained, train
-from dynamics.train.step import TrainState, abstract_state, init_state, make_step
+from dynamics.train.step import TrainState, abstract_state, init_state, make_step, whole_model
 
 Report = Callable[[float], None]  # told the fraction that is done
 
@@ -80,6 +84,7 @@ class Training:
         self.curve: list[dict[str, Any]] = []  # changed in place only: it is part of every checkpoint's meta
         self.walked_back: list[str] = []  # why checkpoints of this run were not used; in every checkpoint's meta too
         self.eval_seconds = 0.0
+        self._frozen: Any = None  # the model that adapters are trained for
         self.best_step = -1
         self._best: Any = None
         self._best_results: list[ItemResult] = []
@@ -99,8 +104,12 @@ class Training:
 
     def start(self) -> TrainState:
         """The state at step 0."""
-        params = on_device(first_parameters(self.run, self.shape, self.workspace, lambda fraction: None), self.mesh)
-        return init_state(params, self.run.optimizer, total_steps=self.steps, mesh=self.mesh)
+        run = self.run
+        model = first_model(run, self.shape, self.workspace, lambda fraction: None, self.mesh)
+        key = None if run.adapter is None else jax.random.key(name_hash("adapters", run.seed) % 2**32)
+        state = init_state(model, run.optimizer, total_steps=self.steps, mesh=self.mesh, adapter=run.adapter, key=key)
+        self._frozen = state.frozen
+        return state
 
     def batches(self) -> OpenBatches:
         assert self.course is not None
@@ -124,28 +133,32 @@ class Training:
             self._report(fraction)
             write_json(self.folder.path / "progress.json", {"fraction": fraction, "seconds": now - self._began})
 
-    def evaluate(self, step: int, model: Any) -> None:
-        """Score valid, add it to the curve, and keep the parameters if they are the best by the run's rule."""
+    def evaluate(self, step: int, trained: Any) -> None:
+        """Score valid, add it to the curve, and keep what is trained if it is the best by the run's rule.
+
+        `trained` is the model, or the adapters of the frozen one.
+        """
         began = time.perf_counter()
-        results = evaluate_prepared(model, self.prepared["valid"][0], mesh=self.mesh)
+        results = evaluate_prepared(whole_model(self._frozen, trained), self.prepared["valid"][0], mesh=self.mesh)
         epoch = self.course.epoch_at(step) if self.course is not None else 0.0
         self.curve[:] = [point for point in self.curve if point["step"] < step]
         self.curve += curve_points(results, step=step, epoch=epoch)
         self.eval_seconds += time.perf_counter() - began
         if agree(choose(self.curve, self.run.choose) == step):
-            self.best_step, self._best, self._best_results = step, kept(model), results
+            self.best_step, self._best, self._best_results = step, kept(trained), results
             if self.run.checkpoint_every:
                 save_params(self._best_folder(step), self._best, config=self.cell.id)
 
     def finish(self, trained: Trained | None) -> dict[str, Any]:
         """Read the test set once, at the chosen parameters, and put the scores together."""
         began = time.perf_counter()
+        best = whole_model(self._frozen, self._placed_best())
         if not self._best_results:  # chosen before an interruption: these parameters are scored again, as they were
-            self._best_results = evaluate_prepared(self._placed_best(), self.prepared["valid"][0], mesh=self.mesh)
-        test = evaluate_prepared(self._placed_best(), self.prepared["test"][0], mesh=self.mesh)
+            self._best_results = evaluate_prepared(best, self.prepared["valid"][0], mesh=self.mesh)
+        test = evaluate_prepared(best, self.prepared["test"][0], mesh=self.mesh)
         self.eval_seconds += time.perf_counter() - began
         if self.run.keep_parameters:
-            save_params(self.folder.path / "parameters", self._best, {"step": self.best_step}, config=self.cell.id)
+            self._keep_parameters()
         if not is_lead():  # what the log and the clock say is the lead's
             return agree({})
         scores = {
@@ -173,8 +186,7 @@ class Training:
         Damaged ones are noted in `walked_back`. When the best parameters are damaged the run starts over: no later
         state gives them back, and another choice would be another result.
         """
-        target = abstract_state(abstract(self.shape), self.run.optimizer, self.mesh)
-        found = checkpointer.restore_latest(target)
+        found = checkpointer.restore_latest(self._target())
         self.walked_back += [*found.meta.get("walked_back", ()), *found.walked_back]
         if found.state is None:
             return self.start()
@@ -190,23 +202,33 @@ class Training:
                     remove_checkpoints(self.folder)
                 barrier("removed")
                 return self.start()
-        return found.state
+        if self.run.adapter is None:
+            return found.state
+        return dataclasses.replace(found.state, frozen=self.start().frozen)  # no checkpoint holds what never changes
 
     @property
     def meta(self) -> dict[str, Any]:
         """What every checkpoint holds beside the state; the lists are changed in place."""
         return {"curve": self.curve, "walked_back": self.walked_back}
 
+    def _target(self) -> TrainState:
+        """What a checkpoint of this run is restored to."""
+        state = abstract_state(abstract(self.shape), self.run.optimizer, self.mesh, adapter=self.run.adapter)
+        return state.trained()
+
     def _loaded_best(self) -> Any:
         """The best parameters as `kept` keeps them."""
-        shapes = abstract(self.shape)
-        if self.mesh is None or not several():
-            return on_host(load_params(self._best_folder(self.best_step), shapes)[0])
-        placed = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes, shardings_for(shapes, self.mesh),
-        )  # fmt: skip
-        return load_params(self._best_folder(self.best_step), placed)[0]
+        found, _ = load_params(self._best_folder(self.best_step), self._target().model)
+        return found if several() else on_host(found)
+
+    def _keep_parameters(self) -> None:
+        """Write the chosen model; of adapters both them and the model with them added, in the types of its shape."""
+        meta = {"step": self.best_step}
+        whole = self._best
+        if self._frozen is not None:
+            save_params(self.folder.path / "adapters", self._best, meta, config=self.cell.id)
+            whole = _merged(self._frozen, self._placed_best(), shape=self.shape)
+        save_params(self.folder.path / "parameters", whole, meta, config=self.cell.id)
 
     def _placed_best(self) -> Any:
         if self.mesh is None:
@@ -296,6 +318,13 @@ class Training:
         return entries[-1]["loss"] if entries else None
 
 
+@functools.partial(jax.jit, static_argnames="shape")
+def _merged(frozen: Any, adapters: Any, *, shape: LlamaConfig) -> Any:
+    # The frozen matrices may be kept in bfloat16: added up there, a small change would be lost.
+    wide = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), frozen, abstract(shape))
+    return merge(wide, adapters)
+
+
 def pool_counts(pool: Pool, slices: Slices) -> dict[str, int]:
     """Counts of a slice: its records, those cut to the row, and what its abilities lost before slicing."""
     abilities = list(slices.groups)
@@ -314,7 +343,7 @@ def train_cell(cell: Cell, folder: CellFolder, workspace: Workspace, report: Rep
     """The scores of one cell, trained alone. With `checkpoint_every` an interrupted run goes on where it was saved."""
     training = Training(cell, folder, workspace, report)
     if training.course is None:
-        training.evaluate(0, on_device(first_parameters(cell.run, training.shape, workspace, report), training.mesh))
+        training.evaluate(0, first_model(cell.run, training.shape, workspace, report, training.mesh))
         return training.finish(None)
     run = cell.run
     step = make_step(run.objective, run.optimizer, training.mesh)

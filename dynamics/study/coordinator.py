@@ -332,7 +332,8 @@ def choose_way(way: Way, study: Study) -> Literal["workers", "vmap", "singles"]:
     if platform == "cpu":
         return "workers"
     largest = max(_dense_parameters(size) for size in (study.sizes or (study.run.size,)))
-    return "vmap" if largest <= _LARGEST_MEMBER and not study.run.checkpoint_every else "singles"
+    alone = study.run.checkpoint_every or study.run.adapter is not None  # each with a frozen model of its own
+    return "vmap" if largest <= _LARGEST_MEMBER and not alone else "singles"
 
 
 def _dense_parameters(size: Any) -> int:

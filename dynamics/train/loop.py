@@ -249,7 +249,7 @@ class _Run:
         began = time.perf_counter()
         if self.log is not None:
             self.log.sync()
-        self.checkpointer.save(self.step, self.state, self.meta, permanent=self.step in self.permanent)
+        self.checkpointer.save(self.step, self.state.trained(), self.meta, permanent=self.step in self.permanent)
         self.save_seconds += time.perf_counter() - began
 
     def report(self, repeated: int) -> Trained:
