@@ -1,6 +1,6 @@
 """A training run as one process of several: python -m train.hosts_program FOLDER MESH UNTIL [--pause S] [host flags].
 
-Says on standard output what it restored, each step it made, and the digest of its last state, the same in every process.
+Says on standard output what it restored, each step it made, and the digest of its last state, the same in all.
 """
 
 import argparse
