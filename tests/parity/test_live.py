@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from dynamics.data.tokenizer import train_tokenizer
-from dynamics.model.convert import Params, export_model, import_model, load_model, read_config
+from dynamics.data.template import CHATML, tokenizer_specials
+from dynamics.data.tokenizer import Tokenizer, train_tokenizer
+from dynamics.model.convert import Params, export_model, import_model, load_model, read_config, tokenizer_path
 from dynamics.model.sharding import MeshShape, make_mesh
 from parity.ours import FLOAT32, check_bfloat16, distance, logits
 from parity.toys import CONFIGS, tokens, weights, write_toy
@@ -72,6 +73,23 @@ def test_parameters_of_ours_give_transformers_our_logits(name, tmp_path):
     assert distance(logits(folder, ids, compute_dtype="float32"), found) < FLOAT32
     described = their_model(tmp_path / "out").config
     assert (described.eos_token_id, described.max_position_embeddings) == (tokenizer.eos_id, 256)
+
+
+def test_an_exported_tokenizer_gives_transformers_our_ids(tmp_path):
+    """SentencePiece, with tokens that a template added. transformers writes one space less before a text that begins
+    with spaces of its own, which templates strip."""
+    tokenizer = train_tokenizer(["some words to make pieces of"] * 3, vocab_size=390)
+    model = load_model(write_toy(tmp_path / "hf", CONFIGS["llama2_grouped"] | {"vocab_size": 390}))
+    export_model(Params.of(model, tokenizer, max_length=64), tmp_path / "out")
+    import_model(tmp_path / "out", tmp_path / "grown", template=CHATML)
+    for folder, num_ids in ((tmp_path / "out", 390), (tmp_path / "grown", 392)):
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        ours = Tokenizer.load(tokenizer_path(folder), specials=tokenizer_specials(CHATML) if num_ids == 392 else ())
+        assert len(theirs) == ours.vocab_size == num_ids
+        assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos_id, ours.eos_id)
+        for text in ("some words", "A b  c\n d", "中文", "x1+y2=3"):
+            assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text)
+        assert theirs.convert_tokens_to_ids(list(ours.specials)) == list(ours.specials.values())
 
 
 def test_grown_rows_leave_the_logits_of_the_old_tokens(tmp_path):
