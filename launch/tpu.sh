@@ -125,7 +125,8 @@ pack() {
   if ! git diff --quiet HEAD; then
     # shellcheck disable=SC2016 # a dry run makes no commit
     tree='$(git stash create)'
-    [ -n "$dry_run" ] || tree=$(git stash create) || return
+    # git wants an author, who is not needed for an archive
+    [ -n "$dry_run" ] || tree=$(git -c user.name=launch -c user.email=launch@localhost stash create) || return
   fi
   if [ -n "$dry_run" ]; then
     echo "$(quoted git archive --format=tar.gz --output="$archive") $tree"
@@ -153,8 +154,9 @@ check_output() {
     on_hosts all "grep -qx $name $folder/.launched && test \$(stat -c %d $folder) != \$(stat -c %d /)"
 }
 
+# The hosts share the cache too: the base model is in it, and the compiled programs outlive the slice.
 run_hosts() {
-  on_hosts all "cd dynamics && launch/job.sh $(quoted "$@")"
+  on_hosts all "cd dynamics && DYNAMICS_CACHE=$(quoted "$output/.cache") launch/job.sh $(quoted "$@")"
 }
 
 if [ -n "$dry_run" ]; then

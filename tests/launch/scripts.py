@@ -17,7 +17,7 @@ def program(path: Path, text: str) -> Path:
     return path
 
 
-def start(name: str, *words: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.Popen[str]:
+def start(name: str | Path, *words: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.Popen[str]:
     """A launch script in the background, its two outputs as pipes. No SLURM around it."""
     quiet = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     return subprocess.Popen(
@@ -26,8 +26,10 @@ def start(name: str, *words: str, env: dict[str, str] | None = None, cwd: Path =
     )  # fmt: skip
 
 
-def run(name: str, *words: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> tuple[int, str, str]:
+def run(
+    name: str | Path, *words: str, env: dict[str, str] | None = None, cwd: Path = ROOT, seconds: float = 60
+) -> tuple[int, str, str]:
     """A launch script to its end: exit code, output, errors."""
     process = start(name, *words, env=env, cwd=cwd)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err

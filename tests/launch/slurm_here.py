@@ -99,11 +99,24 @@ class Slurm:
         told = self("scontrol", "--oneliner", "show", "job", number)
         return dict(word.split("=", 1) for word in told.split() if "=" in word)
 
-    def until(self, happened: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    def until(
+        self, happened: Callable[[], bool], what: str, *, seconds: float = 60, log: Callable[[], str] = str
+    ) -> None:
         end = time.monotonic() + seconds
         while not happened():
-            assert time.monotonic() < end, f"no {what} within {seconds:.0f} s: see {self.folder}"
+            assert time.monotonic() < end, f"no {what} within {seconds:.0f} s; SLURM's logs: {self.folder}\n{log()}"
             time.sleep(0.3)
+
+    def processes(self, job: str, process: int, program: str) -> list[psutil.Process]:
+        """The processes of one task of a job that run a program."""
+        found = []
+        for one in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                around = one.environ()
+                if around.get("SLURM_CONF") == str(self.conf) and around.get("SLURM_JOB_ID") == job:
+                    if around.get("SLURM_PROCID") == str(process) and program in one.cmdline():
+                        found.append(one)
+        return found
 
     def stop(self) -> None:
         """End the daemons and whatever they started; nothing of this SLURM is left."""

@@ -137,6 +137,7 @@ def test_tpu_shows_every_command_of_a_run():
         r"""'--command=grep -qx first '\''/b/one run'\''/.launched && """
         r"""test $(stat -c %d '\''/b/one run'\'') != $(stat -c %d /)'""",
         f"gcloud compute tpus tpu-vm ssh first {where} --worker=all "
-        r"""'--command=cd dynamics && launch/job.sh train configs/train_practice.py --output '\''/b/one run'\'''""",
+        r"""'--command=cd dynamics && DYNAMICS_CACHE='\''/b/one run/.cache'\'' launch/job.sh """
+        r"""train configs/train_practice.py --output '\''/b/one run'\'''""",
         f"gcloud compute tpus queued-resources delete first --force {where}",
     ]

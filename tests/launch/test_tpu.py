@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from scripts import ROOT, TRAIN, program, run, start
+from scripts import LAUNCH, ROOT, TRAIN, program, run, start
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / ".git").exists() or shutil.which("git") is None,
@@ -53,8 +53,9 @@ esac
 
 
 class Cloud:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, repository: Path) -> None:
         self.folder = folder
+        self.script = repository / "launch" / "tpu.sh"
         (folder / "bin").mkdir()
         program(folder / "bin" / "gcloud", GCLOUD)
         self.env = {
@@ -69,6 +70,9 @@ class Cloud:
         for name, words in files.items():
             (self.folder / name).write_text(words.replace(", ", "\n") + "\n")
 
+    def run(self, *words: str) -> tuple[int, str, str]:
+        return run(self.script, *words, env=self.env)
+
     @property
     def calls(self) -> list[list[str]]:
         text = (self.folder / "calls").read_text() if (self.folder / "calls").exists() else ""
@@ -80,19 +84,35 @@ class Cloud:
         return [call[3] for call in self.calls]
 
 
+def git(folder: Path, *words: str) -> str:
+    who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    return subprocess.run(["git", "-C", folder, *who, *words], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of this repository with the launch scripts as they are now, and nothing left to commit."""
+    folder = tmp_path_factory.mktemp("clone") / "dynamics"
+    subprocess.run(["git", "clone", "--quiet", "--shared", ROOT, folder], check=True)
+    shutil.copytree(LAUNCH, folder / "launch", dirs_exist_ok=True)
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message", "as it is now")
+    return folder
+
+
 @pytest.fixture
-def cloud(tmp_path: Path) -> Cloud:
-    return Cloud(tmp_path)
+def cloud(tmp_path: Path, repository: Path) -> Cloud:
+    return Cloud(tmp_path, repository)
 
 
 ONCE = ["create", "describe", "scp", "ssh", "ssh", "ssh", "ssh"]
 
 
 def test_a_run_sends_exactly_what_the_dry_run_shows(cloud: Cloud):
-    shown = run("tpu.sh", *WORDS, "--dry-run", *COMMAND, env=cloud.env)[1]
+    shown = cloud.run(*WORDS, "--dry-run", *COMMAND)[1]
     assert cloud.calls == []
     assert not (cloud.folder / "cache").exists()
-    code, _, err = run("tpu.sh", *WORDS, *COMMAND, env=cloud.env)
+    code, _, err = cloud.run(*WORDS, *COMMAND)
     assert code == 0, err
     lines = [line for line in shown.splitlines() if line.startswith("gcloud")]
     # A shell reads the lines back as the words that were sent.
@@ -103,7 +123,7 @@ def test_a_run_sends_exactly_what_the_dry_run_shows(cloud: Cloud):
 
 
 def test_hosts_get_the_tracked_files_and_nothing_stays_here(cloud: Cloud):
-    run("tpu.sh", *WORDS, *COMMAND, env=cloud.env)
+    cloud.run(*WORDS, *COMMAND)
     with tarfile.open(cloud.folder / "archive") as archive:
         names = archive.getnames()
     assert {"dynamics/cli/__init__.py", "constraints.txt", TRAIN[1]} <= set(names)
@@ -111,9 +131,28 @@ def test_hosts_get_the_tracked_files_and_nothing_stays_here(cloud: Cloud):
     assert not list((cloud.folder / "cache").rglob("*.tar.gz"))
 
 
+def test_changes_that_are_not_committed_travel_and_other_files_are_counted(cloud: Cloud, repository: Path):
+    config = repository / TRAIN[1]
+    before = config.read_text()
+    config.write_text(before + "# changed\n")
+    (repository / "left.txt").write_text("not added")
+    assert "$(git stash create)" in cloud.run(*WORDS, "--dry-run", *COMMAND)[1]
+    code, _, err = cloud.run(*WORDS, *COMMAND)
+    assert code == 0
+    assert "1 files that git does not track are not copied" in err
+    with tarfile.open(cloud.folder / "archive") as archive:
+        sent = archive.extractfile(TRAIN[1])
+        assert sent is not None
+        assert sent.read().decode().endswith("# changed\n")
+        assert "left.txt" not in archive.getnames()
+    assert git(repository, "stash", "list") == ""  # nothing is left in the repository but an object
+    config.write_text(before)
+    (repository / "left.txt").unlink()
+
+
 def test_it_waits_for_the_slice(cloud: Cloud):
     cloud.answers(states="WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE")
-    code, _, err = run("tpu.sh", *WORDS, *COMMAND, env=cloud.env)
+    code, _, err = cloud.run(*WORDS, *COMMAND)
     assert code == 0
     assert cloud.verbs.count("describe") == 3
     assert err.index("WAITING_FOR_RESOURCES") < err.index("PROVISIONING") < err.index("ACTIVE")
@@ -132,14 +171,14 @@ def test_it_waits_for_the_slice(cloud: Cloud):
 )
 def test_a_slice_that_was_lost_is_deleted_and_another_one_goes_on(cloud: Cloud, answers: dict[str, str]):
     cloud.answers(**answers)
-    code, _, err = run("tpu.sh", *WORDS, *COMMAND, env=cloud.env)
+    code, _, err = cloud.run(*WORDS, *COMMAND)
     assert code == 0, err
     assert [verb for verb in cloud.verbs if verb in ("create", "delete")] == ["create", "delete"] * 2
 
 
 def test_preemptions_are_bounded(cloud: Cloud):
     cloud.answers(job="75, 75, 75, 75, 75", output=", ".join(["job.sh: exit 75 on host: saved"] * 5))
-    code, _, err = run("tpu.sh", *WORDS, "--max-preemptions", "2", *COMMAND, env=cloud.env)
+    code, _, err = cloud.run(*WORDS, "--max-preemptions", "2", *COMMAND)
     assert code == 75
     assert cloud.verbs.count("create") == cloud.verbs.count("delete") == 3
     assert "--max-preemptions is 2: not started again" in err
@@ -148,13 +187,13 @@ def test_preemptions_are_bounded(cloud: Cloud):
 @pytest.mark.parametrize(("code", "meaning"), [(78, "config"), (1, "bug")])
 def test_what_another_slice_does_not_mend_ends_the_run_and_deletes_the_slice(cloud: Cloud, code: int, meaning: str):
     cloud.answers(job=str(code), output=f"job.sh: exit {code} on host: {meaning}")
-    assert run("tpu.sh", *WORDS, *COMMAND, env=cloud.env)[0] == code
+    assert cloud.run(*WORDS, *COMMAND)[0] == code
     assert cloud.verbs == ["list", *ONCE, "delete"]
 
 
 def test_an_output_that_hosts_do_not_share_is_refused_before_anything_runs(cloud: Cloud):
     cloud.answers(shared="0, 1")
-    code, _, err = run("tpu.sh", *WORDS, *COMMAND, env=cloud.env)
+    code, _, err = cloud.run(*WORDS, *COMMAND)
     assert code == 78
     assert f"--output {OUTPUT} is not shared" in err
     assert not any("launch/job.sh" in word for call in cloud.calls for word in call)
@@ -163,7 +202,7 @@ def test_an_output_that_hosts_do_not_share_is_refused_before_anything_runs(cloud
 
 def test_a_name_that_is_taken_is_left_alone(cloud: Cloud):
     cloud.answers(names="first")
-    code, _, err = run("tpu.sh", *WORDS, *COMMAND, env=cloud.env)
+    code, _, err = cloud.run(*WORDS, *COMMAND)
     assert code == 2
     assert "'first' exists" in err
     assert cloud.verbs == ["list"]
@@ -172,14 +211,14 @@ def test_a_name_that_is_taken_is_left_alone(cloud: Cloud):
 @pytest.mark.parametrize("answers", [{"create": "1"}, {"states": "FAILED"}])
 def test_a_request_that_fails_ends_the_run_and_leaves_nothing(cloud: Cloud, answers: dict[str, str]):
     cloud.answers(**answers)
-    assert run("tpu.sh", *WORDS, *COMMAND, env=cloud.env)[0] == 1
+    assert cloud.run(*WORDS, *COMMAND)[0] == 1
     assert cloud.verbs.count("create") == 1
     assert cloud.verbs[-1] == "delete"
 
 
 def test_a_slice_that_cannot_be_deleted_is_told_loudly(cloud: Cloud):
     cloud.answers(delete="1, 1, 1")
-    code, _, err = run("tpu.sh", *WORDS, *COMMAND, env=cloud.env)
+    code, _, err = cloud.run(*WORDS, *COMMAND)
     assert code == 1
     assert cloud.verbs.count("delete") == 3
     assert "COULD NOT DELETE THE SLICE" in err
@@ -187,7 +226,7 @@ def test_a_slice_that_cannot_be_deleted_is_told_loudly(cloud: Cloud):
 
 
 def test_keep_leaves_the_slice_and_says_how_to_delete_it(cloud: Cloud):
-    code, _, err = run("tpu.sh", *WORDS, "--keep", *COMMAND, env=cloud.env)
+    code, _, err = cloud.run(*WORDS, "--keep", *COMMAND)
     assert code == 0
     assert "delete" not in cloud.verbs
     assert "costs money" in err
@@ -198,7 +237,7 @@ def test_keep_leaves_the_slice_and_says_how_to_delete_it(cloud: Cloud):
 def test_a_signal_deletes_the_slice_at_once_while_the_command_runs(cloud: Cloud, number: signal.Signals, code: int):
     (cloud.folder / "long").touch()
     began = time.monotonic()
-    job = start("tpu.sh", *WORDS, *COMMAND, env=cloud.env)
+    job = start(cloud.script, *WORDS, *COMMAND, env=cloud.env)
     assert job.stdout is not None
     while job.stdout.readline() != "running\n":
         assert job.poll() is None
