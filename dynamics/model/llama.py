@@ -21,11 +21,11 @@ from jaxtyping import Array, Float, Int
 
 from dynamics.errors import UserError
 from dynamics.model.attention import KINDS, MIXED, Kernel, Kind, attention, kernel_for
-from dynamics.model.sharding import constrain
+from dynamics.model.sharding import constrain, length_is_split
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-# What the backward pass finds and need not compute again: see `_rematerialised` and `saved_bytes_per_token`.
+# What the backward pass finds and need not compute again: see `rematerialised` and `saved_bytes_per_token`.
 Remat = Literal["none", "full", "dots", "attention", "qkv", "mlp", "offload"]
 REMATS: tuple[Remat, ...] = get_args(Remat)
 
@@ -255,13 +255,14 @@ class Llama(nnx.Module):
         # device would rebuild the whole activation to lay it out by rows.
         table = constrain(self.embedding[...], ("vocab", "channels"))
         x = jnp.take(table, tokens, axis=0).astype(config.compute_dtype)
-        x = constrain(x, ("batch", "length", "channels"))
+        # First whole (each device finds the tokens of its part of the vocabulary), then each its part of the positions.
+        x = constrain(constrain(x, ("batch", "whole_length", "channels")), ("batch", "length", "channels"))
         rope = rope_angles(config, positions)
 
         def run(x: Array, block: Block) -> tuple[Array, None]:
             return apply_block(block, x, rope, segments), None
 
-        run = _rematerialised(run, config)
+        run = rematerialised(run, config)
         if config.scan_layers:
             x, _ = jax.lax.scan(run, x, self.blocks)
         else:
@@ -312,9 +313,11 @@ def weighted(block: Block, name: str, x: Float[Array, "*rows d"]) -> Array:
 def dense(x: Float[Array, "*rows d"], weight: Float[Array, "d ..."]) -> Float[Array, "..."]:
     """x @ weight over the last dimension of x, in the dtype of x, as one flat matrix product.
 
-    Flat because XLA's CPU matrix product is up to 1.5 times slower on inputs of three dimensions.
+    Flat because XLA's CPU matrix product is up to 1.5 times slower on inputs of three dimensions. Not flat where a mesh
+    splits the positions of a row: part of every row is no range of the flat dimension, and the rows would be gathered.
     """
-    flat = x.reshape(-1, x.shape[-1]) @ weight.reshape(weight.shape[0], -1).astype(x.dtype)
+    rows = x if length_is_split() else x.reshape(-1, x.shape[-1])
+    flat = rows @ weight.reshape(weight.shape[0], -1).astype(x.dtype)
     return flat.reshape(*x.shape[:-1], *weight.shape[1:])
 
 
@@ -325,7 +328,7 @@ def unstacked(blocks: Block, num_layers: int) -> list[Block]:
     return [jax.tree.unflatten(structure, [p[i].squeeze(0) for p in pieces]) for i in range(num_layers)]
 
 
-def _rematerialised(run: Callable, config: LlamaConfig) -> Callable:
+def rematerialised(run: Callable, config: LlamaConfig) -> Callable:
     """`run` that keeps for its backward pass what `config.remat` names, and computes the rest a second time."""
     policies = jax.checkpoint_policies
     named = policies.save_only_these_names
@@ -347,6 +350,32 @@ def _rematerialised(run: Callable, config: LlamaConfig) -> Callable:
         return run
     # Inside a scan nothing can be merged with the forward pass anyway, and the barrier against it stops fusions.
     return jax.checkpoint(run, policy=policy[config.remat], prevent_cse=not config.scan_layers)
+
+
+def saved_bytes_per_token(config: LlamaConfig, *, tensor: int = 1) -> int:
+    """Bytes of one layer that wait on the device for the backward pass, for each position of a row.
+
+    Counted from `rematerialised`: every policy keeps the layer's input, whole on every device of the `tensor` axis;
+    what is split over heads or feed-forward channels is a `tensor`th. With a kernel that keeps its softmax
+    denominators (Splash, blocks); "none" with XLA's fused attention keeps scores of length squared besides.
+    """
+    width = jnp.dtype(config.compute_dtype).itemsize
+    d, h, k, c, f = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim, config.d_ff
+    block_input, output, mixed = width * d, width * d, width * h * c + 4 * h
+    qkv, gate_up = width * (h + 2 * k) * c, width * 2 * f
+    # By autodiff's own choice: both norms in float32 twice, five inputs of products, the rotary factors, the mask of
+    # padding, and three more arrays for SwiGLU. The compiler may yet share equal ones.
+    norms, inputs, rotary = 2 * (8 * d + 8), 5 * width * d, 2 * width * c
+    whole, split = {
+        "none": (norms + inputs + rotary, qkv + mixed + (1 + 2 * width) * h * c + 3 * gate_up),
+        "full": (block_input, 0),
+        "dots": (block_input + output, qkv + mixed + gate_up),
+        "attention": (block_input, mixed),
+        "qkv": (block_input, mixed + qkv),
+        "mlp": (block_input, mixed + gate_up),
+        "offload": (0, 0),  # the input waits in the host's memory
+    }[config.remat]
+    return whole + split // tensor
 
 
 def attention_kernel(config: LlamaConfig, platform: str, length: int) -> Kernel:

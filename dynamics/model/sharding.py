@@ -152,6 +152,12 @@ def active_mesh() -> AbstractMesh | None:
     return mesh if mesh.size > 1 and set(MESH_AXES) <= set(mesh.axis_names) else None
 
 
+def length_is_split() -> bool:
+    """Whether the active mesh splits the positions of a row."""
+    mesh = active_mesh()
+    return mesh is not None and any(mesh.shape[axis] > 1 for axis in RULES["length"])
+
+
 def active_platform() -> str:
     """'cpu', 'gpu' or 'tpu': of the active mesh's devices, also of devices that are only described; else JAX's own."""
     device = jax.sharding.get_abstract_mesh().abstract_device

@@ -6,9 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.ad_checkpoint import saved_residuals
 
 from dynamics.losses.sft import SFT
-from dynamics.model.llama import LinearScaling, Llama3Scaling, LlamaConfig, abstract, init
+from dynamics.model.llama import (
+    REMATS,
+    LinearScaling,
+    Llama3Scaling,
+    LlamaConfig,
+    abstract,
+    apply_block,
+    init,
+    rematerialised,
+    rope_angles,
+    saved_bytes_per_token,
+)
 from dynamics.model.sharding import MeshShape, activate, batch_shardings, make_mesh, num_row_shards, shardings_for
 
 TINY = LlamaConfig(
@@ -81,6 +93,42 @@ def test_padding_gives_finite_hidden_states_and_gradients(kind):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+def test_every_remat_policy_gives_the_same_loss_and_gradient(scan):
+    def loss(model):
+        return jnp.sum(jnp.sin(model(jnp.asarray(TOKENS), jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))))
+
+    results = {}
+    for remat in REMATS:
+        results[remat] = jax.jit(jax.value_and_grad(loss))(tiny(remat=remat, scan_layers=scan))
+    for remat, result in results.items():
+        for mine, plain in zip(jax.tree.leaves(result), jax.tree.leaves(results["none"]), strict=True):
+            np.testing.assert_allclose(mine, plain, atol=1e-5, err_msg=remat)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("remat", REMATS)
+def test_the_table_of_saved_bytes_is_what_jax_saves(remat, dtype):
+    config = dataclasses.replace(TINY, remat=remat, compute_dtype=dtype, scan_layers=True)
+    rows, length = 3, 10
+    x = jax.ShapeDtypeStruct((rows, length, config.d_model), dtype)
+    block = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), abstract(config).blocks)
+    rope, segments = rope_angles(config, jnp.zeros((rows, length), jnp.int32)), jnp.ones((rows, length), jnp.int32)
+
+    def run(x, block):
+        return apply_block(block, x, rope, segments)
+
+    kept = saved_residuals(rematerialised(run, config), x, block)
+    per_token = [
+        aval.size * aval.dtype.itemsize / (rows * length)
+        for aval, source in kept
+        if aval.shape[:1] in ((rows,), (rows * length,)) and "constant" not in source
+    ]
+    waiting = 0 if remat == "offload" else sum(per_token)
+    assert saved_bytes_per_token(config) == waiting
+    assert saved_bytes_per_token(config, tensor=2) <= waiting
+
+
 CHANGES = {
     "vocab_size": 40, "d_model": 24, "num_layers": 3, "num_heads": 2, "num_kv_heads": 4, "head_dim": 8, "d_ff": 32,
     "rope_theta": 500_000.0, "rope_scaling": LinearScaling(factor=4.0), "rms_eps": 1e-5, "tied_head": True,
@@ -102,7 +150,8 @@ def test_every_field_of_the_model_changes_the_program():
     scaled = dataclasses.replace(TINY, rope_scaling=LinearScaling(factor=8.0))
     llama3 = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_length=64)
     wide = dataclasses.replace(TINY, head_dim=16)  # has frequencies between the two bounds
-    extra = [dataclasses.replace(TINY, remat="full"), scaled, dataclasses.replace(wide, rope_scaling=llama3)]
+    extra = [dataclasses.replace(TINY, remat=remat) for remat in REMATS if remat not in ("none", CHANGES["remat"])]
+    extra += [scaled, dataclasses.replace(wide, rope_scaling=llama3)]
     extra += [
         dataclasses.replace(wide, rope_scaling=dataclasses.replace(llama3, **change))
         for change in ({"low_freq_factor": 2.0}, {"high_freq_factor": 8.0}, {"original_length": 32}, {"factor": 2.0})
