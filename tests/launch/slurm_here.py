@@ -46,7 +46,10 @@ ReturnToService=2
 KillWait=5
 NodeName=n1 NodeAddr=127.0.0.1 NodeHostname=localhost Port={first} CPUs=2 State=UNKNOWN
 NodeName=n2 NodeAddr=127.0.0.1 NodeHostname=localhost Port={second} CPUs=2 State=UNKNOWN
-PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=spot Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=prod Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -81,7 +84,8 @@ class Slurm:
         self._daemon("slurmctld")
         self._daemon("slurmd", "-N", "n1")
         self._daemon("slurmd", "-N", "n2")
-        self.until(lambda: self("sinfo", "--noheader", "--format", "%T %D").split() == ["idle", "2"], "two idle nodes")
+        nodes = ("sinfo", "--noheader", "--partition", "spot", "--format", "%T %D")
+        self.until(lambda: self(*nodes).split() == ["idle", "2"], "two idle nodes")
 
     def _daemon(self, name: str, *words: str) -> None:
         command = [name, "-D", "-f", str(self.conf), *words]
@@ -109,13 +113,12 @@ class Slurm:
 
     def processes(self, job: str, process: int, program: str) -> list[psutil.Process]:
         """The processes of one task of a job that run a program."""
+        wanted = {"SLURM_CONF": str(self.conf), "SLURM_JOB_ID": job, "SLURM_PROCID": str(process)}
         found = []
         for one in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                around = one.environ()
-                if around.get("SLURM_CONF") == str(self.conf) and around.get("SLURM_JOB_ID") == job:
-                    if around.get("SLURM_PROCID") == str(process) and program in one.cmdline():
-                        found.append(one)
+                if wanted.items() <= one.environ().items() and program in one.cmdline():
+                    found.append(one)
         return found
 
     def stop(self) -> None:

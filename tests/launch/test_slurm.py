@@ -126,6 +126,17 @@ def test_a_cancelled_job_stays_cancelled(slurm: Slurm, tmp_path: Path):
     assert job.state == "CANCELLED"
 
 
+def test_a_job_that_another_one_displaces_goes_on_afterwards(slurm: Slurm, tmp_path: Path):
+    stub = program(tmp_path / "dynamics", f'[ "$SLURM_RESTART_COUNT" = 1 ] && exit 0\n{WAITS}')
+    (tmp_path / "config.py").touch()
+    job = Job(slurm, tmp_path, "--partition", "spot", "--", "train", "config.py", DYNAMICS=str(stub))
+    slurm.until(lambda: job.log.count("ready") == 2, "two processes that run", log=lambda: job.log)
+    slurm("sbatch", "--partition=prod", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
+    assert job.end() == ("COMPLETED", "0", 1), job.log
+    assert job.log.count("job.sh: exit 75") == 2
+    assert "requeued (preemptions: 1, failures: 0)" in job.log
+
+
 def test_a_job_saves_before_its_time_limit_and_goes_on(slurm: Slurm, tmp_path: Path):
     """SLURM rounds a limit up to a minute, and sends the signal up to a minute early: at once, here."""
     stub = program(tmp_path / "dynamics", f'[ "$SLURM_RESTART_COUNT" = 1 ] && exit 0\n{WAITS}')
