@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -237,4 +239,52 @@ for name, do in (
     kept = do()
     found[name] = peak() - before
 print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow  # two processes that start jax: 10 s
+def test_two_processes_hold_together_what_one_holds(tmp_path):
+    """Each reads the slices of its own devices; fsdp runs across the processes, tensor inside each."""
+    folder = write_toy(tmp_path / "hf", HALF)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, address, str(number), folder, tmp_path / f"{number}.npz"], env=environment
+        )
+        for number in range(2)
+    ]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    expected = leaves(load_model(folder, dataclasses.replace(read_config(folder), vocab_size=72)))
+    covered = {name: np.zeros(leaf.shape, bool) for name, leaf in expected.items()}
+    for number in range(2):
+        with np.load(tmp_path / f"{number}.npz") as file:
+            for key, bits in file.items():
+                name, _, index = key.partition("@")
+                part = tuple(slice(*bounds) for bounds in json.loads(index))
+                np.testing.assert_array_equal(bits, expected[name][part].view(np.uint16), err_msg=key)
+                covered[name][part] = True
+    assert all(seen.all() for seen in covered.values())
+
+
+TOGETHER = """
+import dataclasses, json, sys
+import jax, numpy as np
+address, number, folder, out = sys.argv[1:]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(address, 2, int(number))
+from dynamics.model.convert import load_model, read_config
+from dynamics.model.sharding import MeshShape, make_mesh
+from dynamics.tree import named_leaves
+config = dataclasses.replace(read_config(folder), vocab_size=72)
+model = load_model(folder, config, mesh=make_mesh(MeshShape(fsdp=4, tensor=2)))
+found = {}
+for name, leaf in named_leaves(model).items():
+    assert name.endswith("norm") or not leaf.is_fully_addressable
+    for shard in leaf.addressable_shards:
+        bounds = [part.indices(size)[:2] for part, size in zip(shard.index, leaf.shape)]
+        found[f"{name}@{json.dumps(bounds)}"] = np.asarray(shard.data).view(np.uint16)
+np.savez(out, **found)
 """
