@@ -22,7 +22,6 @@ Only this file knows orbax (its v1 API, which moves to another place with orbax 
 
 import contextlib
 import dataclasses
-import errno
 import os
 import shutil
 import threading
@@ -40,18 +39,11 @@ from orbax.checkpoint import v1 as ocp
 from dynamics import tree
 from dynamics.errors import UserError
 from dynamics.train import digest
+from dynamics.train.disk import explain, sync_folder
 from dynamics.train.distributed import agree, barrier, everyone, is_lead, several
 from dynamics.train.manifest import MANIFEST, Damaged, Manifest, header, sound_manifest, write_manifest
 
 Tree = TypeVar("Tree")
-STORAGE_ERRORS = {
-    errno.ENOSPC: "no space left on the device",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "permission denied",
-}
-
-
 # Orbax keeps one event loop a process: two saves at once in different threads fail now and then (seen, 4 of 75).
 _orbax = threading.Lock()
 
@@ -89,18 +81,15 @@ class Checkpointer:
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
 
-    def has(self, step: int) -> bool:
-        """Whether the step is committed, as the lead sees it."""
-        return agree(step in self.steps())
-
     def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None, *, permanent: bool = False) -> None:
         """Begin to save; the state may be given away to the next update as soon as this returns.
 
         Waits for the save before it, and raises what that one failed with: UserError when the disk was full or the
-        folder not writable. Earlier checkpoints are then untouched.
+        folder not writable. Earlier checkpoints are then untouched. A step that is saved already stays as it is.
         """
         self.wait()
-        assert not self.has(step), f"step {step} is saved already"
+        if agree(step in self.steps()):
+            return
         said = header(step=step, config=self.config, permanent=permanent, meta=meta)
         unfinished = self.folder / f"tmp-{step:08d}"
         writing = _Writing(unfinished, state)
@@ -140,7 +129,7 @@ class Checkpointer:
 
     def restore(self, step: int, target: Tree) -> tuple[Tree, dict[str, Any]]:
         """The state and meta of one step; UserError when it is not there or damaged."""
-        if not self.has(step):
+        if step not in agree(self.steps()):
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {self.steps() or 'none'}")
         try:
             state, manifest = self._read(step, target)
@@ -183,7 +172,7 @@ class Checkpointer:
             writing.finish(said)
             if is_lead():
                 os.replace(writing.folder, self._path(step))
-                _sync_folder(self.folder)
+                sync_folder(self.folder)
                 self._retain()
         barrier(f"commit {self.folder}")  # nobody counts a step that has not got its name
 
@@ -195,7 +184,7 @@ class Checkpointer:
         except Exception as error:
             writing.abandon()
             kept = f"earlier checkpoints are intact (steps {self.steps()})" if self.steps() else "none was saved before"
-            raise _explain(error, f"cannot save step {step} in {self.folder}", writing.arrays, kept) from error
+            raise explain(error, f"cannot save step {step} in {self.folder}", writing.arrays, kept) from error
 
     def _sweep(self) -> None:
         """Remove what a kill left behind."""
@@ -250,11 +239,11 @@ def save_params(folder: str | Path, params: Any, meta: Mapping[str, Any] | None 
             if folder.exists():
                 os.replace(folder, replaced)
             os.replace(writing.folder, folder)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
             shutil.rmtree(replaced, ignore_errors=True)
     except Exception as error:
         writing.abandon()
-        raise _explain(
+        raise explain(
             error, f"cannot save the parameters in {folder}", writing.arrays, "nothing was changed"
         ) from error
     barrier("parameters")
@@ -364,7 +353,7 @@ class _Writing:
         if is_lead():
             texts = {name: digest.text(value) for name, value in digests.items()}
             write_manifest(self.folder, said, self.arrays, texts)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
 
     def abandon(self) -> None:
         """Remove what was written, so that a full disk has room for what matters."""
@@ -478,25 +467,3 @@ def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(branch, {})
         node[last] = array
     return nested
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _explain(error: Exception, what: str, arrays: Mapping[str, Any], kept: str) -> Exception:
-    """A UserError for a full or unwritable disk, whoever raised it and however; any other error as it is."""
-    texts = {os.strerror(code): reason for code, reason in STORAGE_ERRORS.items()}
-    code = error.errno if isinstance(error, OSError) else None
-    reason = STORAGE_ERRORS.get(code or 0) or next((r for text, r in texts.items() if text in str(error)), None)
-    if reason is None:
-        return error
-    needed = sum(array.nbytes for array in arrays.values()) / 2**20
-    return UserError(
-        f"{what}: {reason} (up to {needed:.1f} MiB needed); {kept}; "
-        "free space or make the folder writable, and run the same command again"
-    )

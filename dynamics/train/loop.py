@@ -244,7 +244,7 @@ class _Run:
     def _save(self) -> None:
         """Everything up to this step is in the log before the checkpoint of this step can count."""
         self._drain()
-        if self.checkpointer is None or self.checkpointer.has(self.step):
+        if self.checkpointer is None:
             return
         began = time.perf_counter()
         if self.log is not None:

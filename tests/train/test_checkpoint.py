@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xxhash
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dynamics import tree
@@ -276,3 +277,26 @@ def test_saves_from_several_threads_at_once_all_succeed(tmp_path):
     assert [future.exception() for future in done] == [None] * 12
     for i in range(12):
         assert load_params(tmp_path / str(i), {"a": np.zeros(9, np.float32)})[0]["a"][0] == i
+
+
+def test_a_step_that_is_there_already_is_not_saved_again(tmp_path):
+    """As when a signal comes right after the step that was due to be saved, whose save is still under way."""
+    with Checkpointer(tmp_path, config="c0ffee") as checkpointer:
+        checkpointer.save(2, state(0.2))
+        checkpointer.save(2, state(0.3))
+        assert tree.tree_digest(checkpointer.restore_latest(state()).state) == tree.tree_digest(state(0.2))
+
+
+def test_a_checkpoint_of_the_first_format_is_still_read_and_verified(tmp_path):
+    saved(tmp_path, {1: 0.1, 2: 0.2}).close()
+    for step, value in ((1, 0.1), (2, 0.3)):  # the digests of step 2 are of other values than its arrays
+        path = tmp_path / f"{step:08d}" / MANIFEST
+        data = {name: part for name, part in json.loads(path.read_text()).items() if name not in ("format", "digest")}
+        for name, leaf in tree.named_leaves(state(value)).items():
+            data["arrays"][name]["digest"] = tree.digest(leaf)
+        own = xxhash.xxh3_128(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        path.write_text(json.dumps(data | {"format": 1, "digest": own}))
+    restored = Checkpointer(tmp_path, config="c0ffee").restore_latest(state())
+    assert restored.step == 1
+    assert tree.tree_digest(restored.state) == tree.tree_digest(state(0.1))
+    assert "do not match their digest" in restored.walked_back[0]

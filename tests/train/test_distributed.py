@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -230,18 +231,16 @@ def test_one_process_needs_no_start_and_agrees_with_itself(monkeypatch):
     assert not distributed.stop_agreed()
 
 
-SHAPES = [(), (1,), (7,), (0,), (5, 6), (3, 4, 5), (2, 3, 4, 5), (3, 70_000), (70_000, 3)]
+SHAPES = [(), (7,), (0,), (5, 6), (2, 3, 4, 5), (3, 70_000), (70_000, 3)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "int32", "bool"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool"])
 def test_a_digest_is_the_same_on_the_host_and_on_devices(dtype):
-    import jax.numpy as jnp
-
     rng = np.random.default_rng(0)
-    for shape in SHAPES:
-        array = np.asarray(jnp.asarray(rng.normal(size=shape) * 50).astype(dtype))
-        on_host = digest.text(digest.digests({"a": array})["a"])
-        assert on_host == digest.text(digest._traced(jnp.asarray(array))), (shape, dtype)
+    arrays = {str(shape): np.asarray(rng.normal(size=shape) * 50).astype(jnp.dtype(dtype)) for shape in SHAPES}
+    on_devices = digest._on_devices(None)(arrays)  # what arrays go through that are not this host's
+    for shape, found in digest.digests(arrays).items():
+        assert digest.text(found) == digest.text(on_devices[shape]), shape
 
 
 def test_a_digest_changes_with_any_bit_and_with_any_place():

@@ -1,0 +1,62 @@
+"""Item results as a learning curve, and the point of it whose parameters are used."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dynamics.eval.ability_eval import ItemResult
+
+RULES = {"best_valid": "highest mean valid score", "last": "last step"}
+
+
+def choose(curve: Sequence[Mapping[str, Any]], rule: str) -> int:
+    """The step whose parameters are used: on valid alone. Equal scores go to the lower mean loss, then the earlier."""
+    steps = sorted({point["step"] for point in curve})
+    if rule == "last":
+        return steps[-1]
+
+    def rank(step: int) -> tuple[float, float, int]:
+        points = [point for point in curve if point["step"] == step]
+        score = sum(point["score"] for point in points) / len(points)
+        loss = sum(point["loss"] or 0.0 for point in points) / len(points)
+        return (score, -loss, -step)
+
+    return max(steps, key=rank)
+
+
+def curve_points(results: Sequence[ItemResult], *, step: int, epoch: float) -> list[dict[str, Any]]:
+    """One point of the learning curve for each ability."""
+    points = []
+    for ability, scored in by_ability(results).items():
+        tokens = sum(scored["num_tokens"])
+        points.append(
+            {
+                "step": step,
+                "epoch": epoch,
+                "split": "valid",
+                "ability": ability,
+                "score": float(np.mean(scored["scores"])),
+                "loss": sum(scored["loss_sums"]) / tokens if tokens else None,
+                "n": len(scored["scores"]),
+            }
+        )
+    return points
+
+
+def by_ability(results: Sequence[ItemResult]) -> dict[str, dict[str, Any]]:
+    """Item results as lists by ability, in the order of the items."""
+    groups: dict[str, list[ItemResult]] = {}
+    for result in results:
+        groups.setdefault(result.ability, []).append(result)
+    return {
+        ability: {
+            "ids": [item.id for item in items],
+            "scores": [item.score for item in items],
+            "chance": [item.chance for item in items],
+            "loss_sums": [item.loss_sum for item in items],
+            "num_tokens": [item.num_tokens for item in items],
+            "unparsed": sum(item.unparsed for item in items),
+        }
+        for ability, items in groups.items()
+    }
