@@ -1,12 +1,15 @@
 """What must hold for the network whatever its size: segments never meet, time flows forward, no knob is dead."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.ad_checkpoint import saved_residuals
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dynamics.losses.sft import SFT
 from dynamics.model.llama import (
@@ -21,7 +24,15 @@ from dynamics.model.llama import (
     rope_angles,
     saved_bytes_per_token,
 )
-from dynamics.model.sharding import MeshShape, activate, batch_shardings, make_mesh, num_row_shards, shardings_for
+from dynamics.model.sharding import (
+    ROW_AXES,
+    MeshShape,
+    activate,
+    batch_shardings,
+    make_mesh,
+    num_row_shards,
+    shardings_for,
+)
 
 TINY = LlamaConfig(
     name="tiny", vocab_size=32, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=24,
@@ -217,3 +228,57 @@ def test_every_mesh_gives_the_same_loss_and_gradients(wide, shape):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     for mine, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5 * max(1.0, float(np.abs(theirs).max())))
+
+
+def collectives(program):
+    """(kind, element types and dimensions, where it comes from) of everything that a compiled program moves."""
+    pattern = r"= (\S+|\(.*?\)) (all-[a-z-]+|reduce-scatter|collective-permute)(?:-start)?\(.*op_name=\"(.*?)\""
+    found = re.findall(pattern, program)
+    return [(kind, re.findall(r"([a-z]+\d+)\[([\d,]*)\]", shapes), name) for shapes, kind, name in found]
+
+
+def compiled_gradient(config, mesh, rows, length):
+    """The gradient program of packed rows, from shapes alone: devices that are only described will do."""
+
+    def loss(model, tokens, segments):
+        with activate(mesh):
+            return jnp.sum(model(tokens, tokens, segments).astype(jnp.float32) ** 2)
+
+    model = abstract(config)
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        model,
+        shardings_for(model, mesh),
+    )
+    split = NamedSharding(mesh, PartitionSpec(ROW_AXES))
+    ids = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=split)
+    gradient = jax.jit(jax.grad(loss), out_shardings=shardings_for(model, mesh))
+    return gradient.lower(placed, ids, ids).compile().as_text()
+
+
+def test_a_layer_gathers_weights_and_never_positions():
+    config = dataclasses.replace(TINY, scan_layers=True, remat="full")
+    program = compiled_gradient(config, make_mesh(MeshShape(fsdp=4, sequence=2)), rows=8, length=20)
+    inside = [(kind, shapes) for kind, shapes, name in collectives(program) if "while/body" in name]
+    assert {kind for kind, _ in inside} == {"all-gather", "all-reduce", "all-to-all"}
+    dimensions = [dims for kind, shapes in inside if kind == "all-gather" for _, dims in shapes]
+    gathered = {int(size) for dims in dimensions for size in dims.split(",")}
+    assert gathered
+    assert not gathered & {20, 40, 160}  # neither a row, nor the rows of a device, nor of the whole batch, end to end
+
+
+def test_on_tpu_splash_runs_and_weights_travel_in_the_type_they_are_used_in():
+    """Compiled for eight TPUs that are not here. CPU programs cannot show it: they compute bfloat16 in float32."""
+    pytest.importorskip("libtpu", reason="no libtpu: pip install 'dynamics[plan]'")
+    config = dataclasses.replace(
+        TINY, d_model=256, d_ff=512, head_dim=64, compute_dtype="bfloat16", scan_layers=True, remat="attention"
+    )
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TPU_SKIP_MDS_QUERY", "1")  # or it waits for a metadata server
+        environment.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+        devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+        program = compiled_gradient(config, make_mesh(MeshShape(fsdp=8), devices), rows=8, length=128)
+    assert "tpu_custom_call" in program
+    moved = [shapes for kind, shapes, name in collectives(program) if "while/body" in name and kind != "all-reduce"]
+    assert moved
+    assert {kind for shapes in moved for kind, dims in shapes if dims.count(",")} == {"bf16"}
