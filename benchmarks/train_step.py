@@ -16,13 +16,14 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from peers.workload import SHAPE, documents
 
 from dynamics.allocator import keep_freed_memory
 from dynamics.data.batches import Batches, compact, trained_cap
@@ -35,28 +36,27 @@ from dynamics.train.step import init_state, make_step
 from dynamics.tree import num_parameters
 
 REFERENCE = LlamaConfig(
-    name="reference", vocab_size=32_000, d_model=512, num_layers=8, num_heads=8, num_kv_heads=8, head_dim=64,
-    d_ff=1376,
+    name="reference", vocab_size=SHAPE["vocab_size"], d_model=SHAPE["hidden_size"],
+    num_layers=SHAPE["num_hidden_layers"], num_heads=SHAPE["num_attention_heads"],
+    num_kv_heads=SHAPE["num_key_value_heads"], head_dim=SHAPE["head_dim"], d_ff=SHAPE["intermediate_size"],
+    rms_eps=SHAPE["rms_norm_eps"], rope_theta=SHAPE["rope_theta"],
 )  # fmt: skip
 OPTIMIZER = AdamW(
     peak_lr=3e-4, end_lr=0.0, schedule="linear", warmup_steps=10, clip=1.0, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1
 )
-MEDIAN, SIGMA = 123, 0.6  # tokens of a document, and the spread of their logarithm: mean 147, 95th percentile 330
 MATMUL = 2048
 
 
-def documents(num: int, *, vocab_size: int, longest: int) -> Iterator[tuple[str, Encoded]]:
-    """Random tokens of lognormal lengths; the second half of each document is trained on."""
-    rng = np.random.default_rng(0)
-    for number, size in enumerate(np.clip(rng.lognormal(np.log(MEDIAN), SIGMA, num).astype(int), 8, longest)):
-        tokens = rng.integers(4, vocab_size, size).astype(np.int32)
-        yield f"{number:06d}", Encoded(tokens=tokens, trained=np.arange(size) >= size // 2)
+def encoded(num: int, *, vocab_size: int, longest: int) -> list[tuple[str, Encoded]]:
+    """The documents of the workload, with keys, as a store takes them."""
+    made = documents(num, vocab_size=vocab_size, longest=longest)
+    return [(f"{number:06d}", Encoded(tokens=ids, trained=trained)) for number, (ids, trained) in enumerate(made)]
 
 
 def plan(folder: Path, config: LlamaConfig, *, rows: int, length: int, steps: int) -> Batches:
     """Batches for all steps, packed and stored as a study's are."""
     num = int(1.5 * steps * rows * length / 147) + 20 * rows
-    pairs = list(documents(num, vocab_size=config.vocab_size, longest=length))
+    pairs = encoded(num, vocab_size=config.vocab_size, longest=length)
     store = TokenStore.build(folder, pairs, manifest={"benchmark": "train_step"})
     return Batches.build(store, [[key for key, _ in pairs]], rows=rows, length=length)
 
