@@ -5,6 +5,7 @@ import math
 import re
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -14,12 +15,14 @@ from hypothesis import strategies as st
 from train.tiny import MODEL, OBJECTIVE, OPTIMIZER, batches, device_batch, fresh, model, open_batches, target
 
 from dynamics import tree
+from dynamics.model.llama import abstract
+from dynamics.model.lora import Lora
 from dynamics.model.sharding import MeshShape, make_mesh, num_row_shards
 from dynamics.train.checkpoint import Checkpointer
 from dynamics.train.log import Log
 from dynamics.train.loop import train
 from dynamics.train.population import Member, make_population_step, train_population
-from dynamics.train.step import gradient_sums, make_step, metric_values
+from dynamics.train.step import abstract_state, gradient_sums, init_state, make_step, metric_values
 
 MESHES = [
     MeshShape(data=1),
@@ -30,6 +33,7 @@ MESHES = [
 ]
 
 
+LORA = Lora(rank=3, alpha=6.0)
 SUMS = jax.jit(lambda model, batch: gradient_sums(OBJECTIVE, model, batch))
 
 
@@ -135,6 +139,95 @@ def test_the_length_of_a_run_is_not_in_its_program():
     step = make_step(OBJECTIVE, OPTIMIZER)
     one = step.lower(fresh(total_steps=7), device_batch(0, 0)).as_text()
     assert one == step.lower(fresh(total_steps=7000), device_batch(0, 0)).as_text()
+
+
+def adapted(seed: int = 0, *, total_steps: int = 20, mesh=None, base_dtype: Literal["same", "bfloat16"] = "same"):
+    """A fresh run of adapters."""
+    lora = dataclasses.replace(LORA, base_dtype=base_dtype)
+    key = jax.random.key(seed)
+    return init_state(model(), OPTIMIZER, total_steps=total_steps, mesh=mesh, adapter=lora, key=key)
+
+
+def test_adapters_learn_and_their_base_does_not_change_by_a_bit():
+    step, state = make_step(OBJECTIVE, OPTIMIZER), adapted(base_dtype="bfloat16")
+    before, losses = tree.tree_digest(state.frozen), []
+    for _ in range(15):
+        state, metrics = step(state, device_batch(0, 0))
+        losses.append(metric_values(metrics)["loss"])
+    assert losses[-1] < losses[0] - 0.02
+    assert tree.tree_digest(state.frozen) == before
+    # No moment of a frozen weight is kept, and nothing frozen goes into a checkpoint.
+    names = set(tree.named_leaves(state.trained()))
+    assert {name for name in names if name.startswith("opt_state/mu/")} == {
+        f"opt_state/mu/{target}/{part}" for target in LORA.targets for part in "ab"
+    }
+    assert not any(name.startswith("frozen") for name in names)
+
+
+def test_the_frozen_base_is_an_argument_that_several_runs_share():
+    step = make_step(OBJECTIVE, OPTIMIZER)
+    first, second = adapted(0), adapted(1)
+    second = dataclasses.replace(second, frozen=first.frozen)
+    step(first, device_batch(0, 0))
+    compiled = step.compiled._cache_size()
+    step(second, device_batch(0, 0))  # the base of a step that has been made is still there
+    other_base = dataclasses.replace(adapted(2), frozen=jax.tree.map(lambda leaf: leaf + 1, first.frozen))
+    step(other_base, device_batch(0, 0))
+    assert step.compiled._cache_size() == compiled
+
+
+def test_any_split_into_micro_batches_gives_adapters_the_same_gradient():
+    state = adapted()
+    sums = jax.jit(lambda batch: gradient_sums(OBJECTIVE, state.model, batch, state.frozen)[0])
+    split = tree.named_leaves(sums(device_batch(0, 0, micro=2)))
+    for name, whole in tree.named_leaves(sums(device_batch(0, 0))).items():
+        np.testing.assert_allclose(split[name], whole, atol=1e-3, rtol=1e-4, err_msg=name)  # sums, not means
+
+
+@pytest.mark.parametrize("shape", [MeshShape(data=2, fsdp=2, tensor=2)], ids=str)
+def test_adapters_take_the_same_step_on_a_mesh_and_stay_in_place(shape):
+    expected, metrics = make_step(OBJECTIVE, OPTIMIZER)(adapted(), device_batch(0, 0))
+    mesh = make_mesh(shape)
+    state = adapted(mesh=mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_step(OBJECTIVE, OPTIMIZER, mesh)
+    state, mesh_metrics = step(state, device_batch(0, 0, groups=num_row_shards(mesh)))
+    assert metric_values(mesh_metrics)["loss"] == pytest.approx(metric_values(metrics)["loss"], abs=1e-5)
+    assert_same_state(state.opt_state.mu, expected.opt_state.mu, 1e-5)
+    same = jax.tree.map(lambda leaf, sharding: leaf.sharding.is_equivalent_to(sharding, leaf.ndim), state, placed)
+    assert all(jax.tree.leaves(same))
+
+
+def test_adapters_resume_bit_identically_from_a_checkpoint_without_the_base():
+    step, state = make_step(OBJECTIVE, OPTIMIZER), adapted()
+    goal = abstract_state(abstract(MODEL), OPTIMIZER, adapter=LORA).trained()
+    for number in range(4):
+        if number == 2:
+            with tempfile.TemporaryDirectory() as folder, Checkpointer(folder, config="c") as checkpointer:
+                checkpointer.save(number, state.trained())
+                restored = checkpointer.restore_latest(goal).state
+            assert restored is not None
+            resumed = dataclasses.replace(restored, frozen=state.frozen)
+            for later in (2, 3):
+                resumed, _ = step(resumed, device_batch(0, later))
+        state, _ = step(state, device_batch(0, number))
+    assert tree.tree_digest(resumed.trained()) == tree.tree_digest(state.trained())
+
+
+def test_a_population_of_adapters_shares_one_base_and_equals_its_members():
+    step, frozen = make_step(OBJECTIVE, OPTIMIZER), adapted().frozen
+    members, singles = [], []
+    for seed, length in enumerate([2, 3]):
+        source = lambda start, stop, seed=seed: batches(seed, start, stop)  # noqa: E731
+        starts = [dataclasses.replace(adapted(seed, total_steps=length), frozen=frozen) for _ in range(2)]
+        singles.append(train(starts[0], source, step, until=length).state)
+        members.append(Member(state=starts[1], batches=source, until=length))
+    population = make_population_step(OBJECTIVE, OPTIMIZER, tuple(jax.devices()[:2]))
+    trained = train_population(members, population)
+    for state, single in zip(trained.states, singles, strict=True):
+        assert int(state.step) == int(single.step)
+        assert_same_state(state.opt_state.mu, single.opt_state.mu, 1e-5)
+        assert_same_state(state.whole_model(), single.whole_model(), 1e-4)
 
 
 @pytest.mark.parametrize("num_devices", [1, 4])

@@ -53,6 +53,31 @@ def test_adamw_in_one_pass_equals_the_optax_chain(size):
             np.testing.assert_allclose(direction[name], expected[name], rtol=2e-6, atol=1e-7)
 
 
+def test_moments_in_bfloat16_are_those_in_float32_rounded_for_keeping():
+    half = dataclasses.replace(PRACTICE, moment_dtype="bfloat16").transform()
+    state, exact = half.init(params()), PRACTICE.transform().init(params())
+    for step in range(3):
+        given = gradients(step, 1.0)
+        wide = jax.tree.map(lambda moment: moment.astype(jnp.float32), state)  # goes on from what was kept
+        expected, exact = PRACTICE.transform().update(given, wide._replace(count=exact.count), params())
+        direction, state = half.update(given, state, params())
+        for name, leaf in tree.named_leaves((state.mu, state.nu)).items():
+            assert leaf.dtype == jnp.bfloat16
+            rounded = tree.named_leaves((exact.mu, exact.nu))[name].astype(jnp.bfloat16)
+            np.testing.assert_array_equal(leaf, rounded)
+        for name in expected:
+            np.testing.assert_array_equal(direction[name], expected[name])
+
+
+def test_a_moment_in_bfloat16_that_could_never_shrink_is_refused():
+    kept = jnp.asarray(1.0 + 2**-7, jnp.bfloat16)
+    assert (kept.astype(jnp.float32) * 0.999).astype(jnp.bfloat16) == kept
+    with pytest.raises(UserError, match=r"times 0\.999 rounds back to itself.*up to 0\.9961"):
+        dataclasses.replace(PRACTICE, b2=0.999, moment_dtype="bfloat16")
+    for value in jnp.linspace(1.0, 2.0, 128, endpoint=False).astype(jnp.bfloat16):
+        assert (value.astype(jnp.float32) * PRACTICE.b2).astype(jnp.bfloat16) < value
+
+
 def test_adamw_matches_the_paper():
     optimizer = dataclasses.replace(DOIT, clip=None)
     gradient, weight = 0.3, 2.0
