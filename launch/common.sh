@@ -51,12 +51,14 @@ check_command() {
 # Ctrl-C, which goes to all, arrives once.
 words=() processes=() codes=() stopped=''
 stop() {
-  stopped=1
-  # SLURM signals every process of a step by itself. dynamics takes a second SIGTERM as "at once, without saving".
-  [ -n "${SLURM_STEP_ID:-}" ] || [ ${#processes[@]} -eq 0 ] || kill -s TERM "${processes[@]}" 2>/dev/null
+  local running=(${processes[@]+"${processes[@]}"})
+  stopped=1 processes=() # each gets one signal: dynamics takes a second one as "at once, without saving"
+  # SLURM signals every process of a step by itself.
+  [ -n "${SLURM_STEP_ID:-}" ] || [ ${#running[@]} -eq 0 ] || kill -s TERM "${running[@]}" 2>/dev/null
 }
 run_here() {
-  local word number
+  local word number ended
+  [ "${BASH_VERSINFO[0]}" -ge 4 ] || fail "this bash is $BASH_VERSION; install version 4 or later"
   processes=() codes=()
   trap stop TERM INT HUP
   exec 4>&1
@@ -74,11 +76,16 @@ run_here() {
     done
     until wait; do :; done # without it the commands would lose their parent, and SLURM its hold on them
   )
-  while read -r word number <&3; do
+  while :; do
+    # A signal that comes just before `read` begins is looked at after it: within a second, so.
+    read -r -t 1 word number <&3
+    ended=$?
+    [ "$ended" -le 128 ] || continue
+    [ "$ended" -eq 0 ] || break
     case $word in
       began)
         processes+=("$number")
-        [ -z "$stopped" ] || kill -s TERM "$number" 2>/dev/null # the signal was earlier
+        [ -z "$stopped" ] || stop # the signal was earlier
         ;;
       ended) codes+=("$number") ;;
     esac
