@@ -93,6 +93,7 @@ def start(*, coordinator: str | None = None, num_processes: int | None = None, p
             f"lead as one of {told}; give all of them the same --num-processes"
         )
     threading.Thread(target=_watch, name="failures", daemon=True).start()
+    jax.devices()  # all processes find the devices together: one that came to it later would keep the others waiting
 
 
 def _explicit(given: dict[str, Any]) -> dict[str, Any]:

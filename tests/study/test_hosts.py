@@ -21,7 +21,8 @@ from dynamics.study.run import Batch, cell_id
 from .tiny import RUN, changed
 
 TESTS = Path(__file__).resolve().parent.parent
-LIMIT = 280  # seconds after which a command that still runs is a hang
+LIMIT = 600  # seconds after which a command that still runs is a hang: far more than it takes, for a busy machine
+pytestmark = pytest.mark.timeout(2000)  # several commands one after another
 CONFIG = """
 import dataclasses
 from dynamics.model.sharding import MeshShape
@@ -172,9 +173,5 @@ def test_a_study_of_two_processes_runs_its_cells_one_after_another_and_only_once
 )
 def test_what_several_processes_cannot_do_ends_both_with_the_same_code(tmp_path, mesh, arguments, message):
     command = ["study", "run", config(tmp_path, mesh), "--output", str(tmp_path / "out"), *arguments]
-    codes = ends(tmp_path, launch(tmp_path, command, num=2))
-    assert codes == ([1, 1] if mesh == "data=2" else [2, 2])  # a study goes on after a failed cell
-    told = (tmp_path / "log-0").read_text() + "".join(
-        f.read_text() for f in tmp_path.glob("out/tiny/cells/*/failed.json")
-    )
-    assert message in told
+    assert ends(tmp_path, launch(tmp_path, command, num=2)) == [2, 2]
+    assert message in (tmp_path / "log-0").read_text()
