@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from dynamics.cli.platform import quiet_without_accelerator
 from dynamics.errors import UserError
 
 EXIT_USER = 2
@@ -296,6 +297,7 @@ def _say(message: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors are one line on standard error."""
     options = _parser().parse_args(arguments)
+    quiet_without_accelerator()
     try:
         return _load(options.run)(options)
     except UserError as error:

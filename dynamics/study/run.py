@@ -22,7 +22,7 @@ from dynamics.losses.objective import Objective
 from dynamics.losses.sft import SFT
 from dynamics.model.llama import SIZES, LlamaConfig
 from dynamics.model.lora import Lora
-from dynamics.model.model_folder import is_model_folder, read_config, tokenizer_path
+from dynamics.model.model_folder import check_length, is_model_folder, read_config, tokenizer_path
 from dynamics.model.sharding import MeshShape
 from dynamics.train.optimizer import PRACTICE, Optimizer
 
@@ -133,7 +133,10 @@ class Run:
         else:
             raise UserError(f"no size is named {self.size!r}; known: {', '.join(SIZES)}, or give a LlamaConfig")
         folder = weights_folder(self)
-        return size if folder is None or not is_model_folder(folder) else _shape_of_weights(folder, size)
+        if folder is None or not is_model_folder(folder):
+            return size
+        check_length(folder, max(self.batch.length, self.evaluation.max_length))
+        return _shape_of_weights(folder, size)
 
     @property
     def size_name(self) -> str:

@@ -54,6 +54,14 @@ def test_a_size_of_other_dimensions_is_refused(run):
         changed(run, size=dataclasses.replace(run.size, d_ff=48)).shape()
 
 
+def test_rows_longer_than_the_weights_can_attend_to_are_refused(run, weights, tmp_path):
+    shutil.copytree(weights, tmp_path / "windowed")
+    described = json.loads((weights / "config.json").read_text())
+    (tmp_path / "windowed" / "config.json").write_text(json.dumps(described | {"sliding_window": 200}))
+    with pytest.raises(UserError, match="sliding"):
+        changed(run, base=str(tmp_path / "windowed")).shape()
+
+
 def test_the_tokenizer_is_that_of_the_weights(run, tokenizer, tmp_path):
     workspace = Workspace(tmp_path)
     assert workspace.tokenizer(run) == tokenizer
