@@ -158,6 +158,12 @@ class Program:
         return jax.tree.leaves(new_state), sample
 
 
+def first_leaves() -> list[Array]:
+    """The arrays of a state before its first step. Every program takes and gives them in this order."""
+    optimizer = AdamW(**ours.optimizer_settings())
+    return jax.tree.leaves(init_state(llama.init(ours.config(), jax.random.key(0)), optimizer, total_steps=1000))
+
+
 def in_process(workload: Workload, *, rounds: int, names: list[str] | None) -> dict[str, Any]:
     """Every variant of the program, in turns; the first turn is not counted."""
     chosen = [variant for variant in VARIANTS if names is None or variant.name in (WHOLE, *names)]
@@ -165,8 +171,7 @@ def in_process(workload: Workload, *, rounds: int, names: list[str] | None) -> d
     for variant in chosen:
         programs.append(Program(variant, workload, steps=rounds + 1))
         print(f"{variant.name}: compiled in {programs[-1].compile_s:.0f} s", file=sys.stderr)
-    optimizer = AdamW(**ours.optimizer_settings())
-    leaves = jax.tree.leaves(init_state(llama.init(ours.config(), jax.random.key(0)), optimizer, total_steps=1000))
+    leaves = first_leaves()
     samples: list[list[dict[str, float]]] = [[] for _ in programs]
     for number in range(rounds + 1):
         for program, mine in zip(programs, samples, strict=True):

@@ -8,7 +8,7 @@
 """
 
 import ctypes
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,12 +32,44 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return x * tables[0] + torch.cat([-second, first], dim=-1) * tables[1]
 
 
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T by oneDNN, without gradient."""
+    operands = (operand.contiguous().to_mkldnn() for operand in (x, weight))
+    return torch._C._nn.mkldnn_linear(*operands).to_dense()
+
+
+class OneDNN(torch.autograd.Function):
+    """x @ weight.T and its gradients, each one product by oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x.detach(), weight.detach())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return product(gradient, weight.T), product(gradient.T, x.T)
+
+
+class Linear(nn.Linear):
+    """Without bias, by the library that the command line chose."""
+
+    onednn = False
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return OneDNN.apply(x, self.weight) if self.onednn else F.linear(x, self.weight)
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         d = SHAPE["hidden_size"]
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            setattr(self, name, nn.Linear(d, d, bias=False))
+            setattr(self, name, Linear(d, d))
 
     def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], where: "Documents | Mask") -> Tensor:
         heads = (len(x), SHAPE["num_attention_heads"], SHAPE["head_dim"])
@@ -49,8 +81,8 @@ class MLP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         d, f = SHAPE["hidden_size"], SHAPE["intermediate_size"]
-        self.gate_proj, self.up_proj = nn.Linear(d, f, bias=False), nn.Linear(d, f, bias=False)
-        self.down_proj = nn.Linear(f, d, bias=False)
+        self.gate_proj, self.up_proj = Linear(d, f), Linear(d, f)
+        self.down_proj = Linear(f, d)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -76,7 +108,7 @@ class Model(nn.Module):
         self.embed_tokens = nn.Embedding(SHAPE["vocab_size"], SHAPE["hidden_size"])
         self.layers = nn.ModuleList(Layer() for _ in range(SHAPE["num_hidden_layers"]))
         self.norm = nn.RMSNorm(SHAPE["hidden_size"], SHAPE["rms_norm_eps"])
-        self.lm_head = nn.Linear(SHAPE["hidden_size"], SHAPE["vocab_size"], bias=False)
+        self.lm_head = Linear(SHAPE["hidden_size"], SHAPE["vocab_size"])
 
     def forward(self, tokens: Tensor, positions: Tensor, where: "Documents | Mask") -> Tensor:
         x, tables = self.embed_tokens(tokens), rotary_tables(positions)
@@ -160,11 +192,13 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--head", choices=["completion", "full"], required=True)
     made.add_argument("--attention", choices=["documents", "mask"], required=True)
+    made.add_argument("--products", choices=["mkl", "onednn"], default="mkl")
     made.add_argument("--keep-memory", action="store_true")
     arguments = made.parse_args()
     line = Line()
     if arguments.keep_memory:
         keep_freed_memory()
+    Linear.onednn = arguments.products == "onednn"
     workload, model = Workload.load(arguments.workload), Model()
     load(model, arguments.weights)
     optimizer, step = optimizer_of(model), 0

@@ -100,3 +100,21 @@ def test_the_report_has_medians_ratios_and_goals(peers, tmp_path):
     assert "| Tunix, packed outside | 8.00 (8.00-8.00) | 0.25 (0.25-0.25) | <= 0.55, met |" in run.table(report)
     run.plot(report, tmp_path / "peers.png")
     assert (tmp_path / "peers.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_every_ablation_computes_the_same_loss(peers, workload, monkeypatch):
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    for name, value in (small | {"head_dim": 16, "intermediate_size": 64}).items():
+        monkeypatch.setitem(peers["workload"].SHAPE, name, value)
+    ablations, ours = peers["ablations"], peers["ours"]
+    # A state for each, because a step consumes its own; the losses are of one batch and one set of weights.
+    losses = {}
+    for variant in ablations.VARIANTS:
+        if not variant.padded:
+            program = ablations.Program(variant, workload, steps=1)
+            losses[variant.name] = program.step(ablations.first_leaves(), 0)[1]["loss"]
+            assert program.counts()["flops"] > 0
+    expected = losses[ablations.WHOLE]
+    assert losses == pytest.approx(dict.fromkeys(losses, expected), abs=1e-5)
+    assert ours.config().d_model == 32
