@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.ad_checkpoint import saved_residuals
+from jax._src.config import enable_compilation_cache
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -273,7 +274,8 @@ def test_on_tpu_splash_runs_and_weights_travel_in_the_type_they_are_used_in():
     config = dataclasses.replace(
         TINY, d_model=256, d_ff=512, head_dim=64, compute_dtype="bfloat16", scan_layers=True, remat="attention"
     )
-    with pytest.MonkeyPatch.context() as environment:
+    # Not cached: a program for a machine that is not here can be stored but not read back.
+    with pytest.MonkeyPatch.context() as environment, enable_compilation_cache(False):
         environment.setenv("TPU_SKIP_MDS_QUERY", "1")  # or it waits for a metadata server
         environment.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
         devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices

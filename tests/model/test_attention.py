@@ -162,7 +162,7 @@ def test_heads_that_do_not_divide_over_the_mesh_are_refused_with_the_mesh_that_w
         ("gpu", 2048, 128, "bfloat16", "cudnn"),
         ("gpu", 2048, 128, "float32", "fused"),
         ("gpu", 2048, 256, "bfloat16", "fused"),
-        ("rocm", 2048, 128, "bfloat16", "fused"),
+        ("another", 2048, 128, "bfloat16", "fused"),
     ],
 )
 def test_auto_takes_the_platforms_own_kernel_where_it_fits(platform, length, head_dim, dtype, kernel):
