@@ -124,15 +124,15 @@ def _attention_passes(program: Program) -> tuple[float, int, int]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on each chip, by what they hold. `peak` of the temporaries is what is there at the worst moment."""
+    """Bytes on each chip, by what they hold."""
 
     state: float  # parameters, optimizer state, a frozen model
     batch: float
     gradients: float
-    weights: float  # copies in the compute type, and those gathered for use
+    weights: float  # the blocks' parameters in the compute type
     saved: float  # activations that wait for the backward pass
-    layer: float  # a layer's work
-    head: float  # logits, their gradient, the head and its gradient
+    layer: float  # one layer's work, and its weights gathered
+    head: float  # logits, the head gathered, and its gradient
 
     @property
     def arguments(self) -> float:
@@ -140,7 +140,8 @@ class Memory:
 
     @property
     def temporaries(self) -> float:
-        return self.gradients + self.weights + self.saved + max(self.layer, self.head)
+        """At the worse of two moments: after the head, or in the backward pass of the last layer."""
+        return self.weights + self.saved + max(self.head, self.gradients + self.layer)
 
     @property
     def total(self) -> float:
@@ -148,26 +149,26 @@ class Memory:
 
 
 def memory(program: Program) -> Memory:
-    """What is where when it is most. Each term is something that the step must hold; none is fitted."""
+    """What a step must hold, term by term; compared with the compiler in benchmarks/plan_accuracy.py."""
     shape, batch, sizes = program.shape, program.batch, program.mesh_sizes()
     splits = sizes["fsdp"] * sizes["sequence"] * sizes["tensor"]
     tokens = batch.rows // batch.micro // program.row_shards * batch.length / sizes["sequence"]
     item = _item(shape.compute_dtype)
-    state = sum(program.state_bytes().values())
     layer = sum(layer_weights(shape).values())
-    blocks = shape.num_layers * layer
     table = shape.vocab_size * shape.d_model / (sizes["tensor"] * sizes["sequence"])  # with whole rows of d
-    trained = blocks + table * splits * (1 if shape.tied_head else 2) / sizes["fsdp"]
-    trained = trained if program.adapter is None else shape.num_layers * adapter_weights(shape, program.adapter)
-    accumulated = 1 if batch.micro == 1 else 2  # the sum over micro-batches, and the one being made
-    saved = shape.num_layers * tokens * saved_bytes(shape, sizes["tensor"], _kernel(program))
+    tables = (1 if shape.tied_head else 2) * table / sizes["fsdp"]
+    trained = shape.num_layers * layer / splits + tables
+    if program.adapter is not None:
+        trained = shape.num_layers * adapter_weights(shape, program.adapter) / splits
+    kept = tokens * saved_bytes(shape, sizes["tensor"], _kernel(program))
     return Memory(
-        state=state,
+        state=sum(program.state_bytes().values()),
         batch=batch.rows // program.row_shards * batch.length * 3 * 4 + 12 * program.cap * batch.micro,
-        gradients=4 * accumulated * trained / splits,
-        weights=item * blocks / splits + 2 * item * layer / sizes["tensor"],
-        saved=saved + tokens * shape.d_model * item,
-        layer=_layer_bytes(program, tokens),
+        # With micro-batches: the sum so far, the new part, and the sum that comes of them.
+        gradients=4 * (1 if batch.micro == 1 else 3) * trained,
+        weights=item * shape.num_layers * layer / splits,
+        saved=shape.num_layers * kept + tokens * shape.d_model * item,
+        layer=program.machine.chip.whole_layers * item * layer / sizes["tensor"] + kept + _work_bytes(program, tokens),
         head=_head_bytes(program, table),
     )
 
@@ -201,24 +202,22 @@ def saved_bytes(shape: LlamaConfig, tensor: int, kernel: str) -> float:
     }[shape.remat]
 
 
-def _layer_bytes(program: Program, tokens: float) -> float:
-    """The widest moment of one layer's backward pass."""
-    shape, tensor = program.shape, program.mesh_sizes()["tensor"]
-    item = _item(shape.compute_dtype)
-    wide = tokens * item * (4 * shape.d_ff / tensor + 4 * shape.d_model)
-    if _kernel(program) in ("fused", "reference"):
-        rows = tokens / program.batch.length
-        heads = shape.num_heads / tensor / program.mesh_sizes()["sequence"]
-        return wide + 2 * 4 * rows * heads * program.batch.length**2
-    return wide
+def _work_bytes(program: Program, tokens: float) -> float:
+    """What a layer's backward pass makes and drops: values and gradients of six arrays of f and eight of d."""
+    shape, sizes = program.shape, program.mesh_sizes()
+    work = tokens * _item(shape.compute_dtype) * (6 * shape.d_ff / sizes["tensor"] + 8 * shape.d_model)
+    if _kernel(program) in ("fused", "reference"):  # scores of all pairs, and their gradients
+        rows, heads = tokens * sizes["sequence"] / program.batch.length, shape.num_heads
+        work += 2 * 4 * rows * heads / sizes["tensor"] / sizes["sequence"] * program.batch.length**2
+    return work
 
 
 def _head_bytes(program: Program, table: float) -> float:
-    """The head gathered, its gradient before it is scattered, and two arrays of a chunk's logits."""
+    """The head gathered, two arrays of a chunk's logits, and its gradient thrice: new, sent and summed."""
     shape = program.shape
     chunk = min(getattr(program.objective, "chunk", program.cap), program.cap)
     logits = 2 * 4 * chunk * table / shape.d_model
-    return _item(shape.compute_dtype) * table + 2 * 4 * table + logits
+    return _item(shape.compute_dtype) * table + 3 * 4 * table + logits
 
 
 # Time
@@ -315,9 +314,10 @@ def traffic(program: Program) -> dict[str, tuple[float, float]]:
     copies = sizes["data"] * sizes["dcn"]
     added = 2 * 4 * trained / (shards * sizes["tensor"]) * (copies - 1) / copies
     width = shape.num_layers * tokens * item
+    share = program.machine.chip.exchange * (shards - 1) / shards
     found = {
-        "parameters": gathered * (shards - 1) / shards,
-        "gradients": scattered * (shards - 1) / shards + added,
+        "parameters": gathered * share,
+        "gradients": scattered * share + added,
         "activations": 2 * 4 * width * shape.d_model * (sizes["tensor"] - 1) / sizes["tensor"]
         + 8 * width * shape.num_heads * shape.head_dim * (sizes["sequence"] - 1) / sizes["sequence"] / sizes["tensor"],
     }

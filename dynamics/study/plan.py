@@ -94,6 +94,8 @@ def jobs_of(value: Study | Run, workspace: Workspace, assumptions: Assumptions) 
             jobs.setdefault(config.fingerprint(job.coords), job)
     if any(job.coords["volume"] == "base" for job in jobs.values()):
         notes["base models count in full, whether or not the cache holds them"] = None
+    if any(job.load is None for job in jobs.values()):
+        notes["cells of volume 0 train nothing: they are not judged"] = None
     name = value.name if isinstance(value, Study) else f"run of {value.size_name}"
     return Jobs(
         name=name, jobs=tuple(jobs.values()), notes=(*notes, "evaluation, checkpoints and start-up not counted")
@@ -246,7 +248,8 @@ def _refused_row(program: Program, work: Work, members: Sequence[Job]) -> dict[s
     """A program that the mesh cannot split: there is nothing to compile or to estimate."""
     return {
         "size": program.shape.name, "volumes": _volumes(members), "fits": False, "how": "not divisible",
-        **search.settings(program), "refusal": f"{program.shape.name}: {program.problem}", "nearest": search.nearest(program, work),
+        **search.settings(program), "refusal": f"{program.shape.name}: {program.problem}",
+        "nearest": search.nearest(program, work),
     }  # fmt: skip
 
 

@@ -29,6 +29,11 @@ class Chip:
     network: float  # this chip's share of the network between slices or nodes
     dimensions: int = 0  # of a TPU's torus; 0 for a GPU
     wraps_at: int = 0  # a torus dimension closes to a ring when its size is a multiple of this
+    # Seen in what the compiler makes for v5p and v5e (benchmarks/plan_accuracy.py) and taken alike for v4 and v6e: on a
+    # three-dimensional torus a layer's weights and gradients are whole for a while, and are gathered and scattered by
+    # all-reduces, which move twice what is needed; on a two-dimensional one products work on parts passed around.
+    whole_layers: int = 1  # copies of one layer's weights, gradients included, in the compute type
+    exchange: float = 1.0  # bytes moved over bytes that gathers and scatters need
     options: tuple[tuple[str, str], ...] = ()  # what libtpu must be told beside the topology
     shapes: tuple[str, ...] = ()  # examples of topologies, for messages
 
@@ -42,13 +47,14 @@ def _tpu(name: str, *, hbm: float, peak: float, memory: float, link: float, netw
     return Chip(
         name=name, hbm=hbm * GIB, peak=peak * 1e12, hbm_bandwidth=memory * 1e9, link=link * 1e9,
         network=network * 1e9, dimensions=dimensions, wraps_at=wraps_at, options=options, shapes=tuple(shapes.split()),
+        whole_layers=5 if dimensions == 3 else 1, exchange=2.0 if dimensions == 3 else 1.0,
     )  # fmt: skip
 
 
 def _gpu(name: str, *, hbm: float, peak: float, memory: float, link: float, network: float) -> Chip:
     return Chip(
         name=name, hbm=hbm * GIB, peak=peak * 1e12, hbm_bandwidth=memory * 1e9, link=link * 1e9, network=network * 1e9,
-        shapes=("8", "64"),
+        shapes=("8", "64"), whole_layers=4,  # the layer at work and the next, and their gradients: not compared
     )  # fmt: skip
 
 

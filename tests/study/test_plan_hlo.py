@@ -73,7 +73,7 @@ HloModule step, is_scheduled=true
   %x = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%b), index=1
   %two = u32[]{:T(128)} constant(2)
   %next = u32[]{:T(128)} add(%i, %two)
-  %hop = (bf16[8,128]{1,0}, bf16[8,128]{1,0}, u32[]{:S(2)}) collective-permute-start(%x), channel_id=7, source_target_pairs={{0,1},{1,0},{2,3},{3,2}}
+  %hop = (bf16[8,128], bf16[8,128], u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,0},{2,3},{3,2}}
   %hopped = bf16[8,128]{1,0} collective-permute-done(%hop)
   ROOT %out = (u32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%next, %hopped)
 }
@@ -86,12 +86,12 @@ HloModule step, is_scheduled=true
 
 %start (q: bf16[4,128]) -> bf16[16,128] {
   %q = bf16[4,128]{1,0} parameter(0)
-  ROOT %gather.1 = bf16[16,128]{1,0} all-gather(%q), channel_id=3, replica_groups=mesh['a'=2,'b'=2] {'a','b'}, dimensions={0}
+  ROOT %gather.1 = bf16[16,128]{1,0} all-gather(%q), channel_id=3, replica_groups=mesh['a'=2,'b'=2] {'a','b'}
 }
 
 %async_collective_fusion.5 (r: bf16[4,128]) -> bf16[16,128] {
   %r = bf16[4,128]{1,0} parameter(0)
-  ROOT %gather.2 = bf16[16,128]{1,0} all-gather(%r), channel_id=3, replica_groups=mesh['a'=2,'b'=2] {'a','b'}, dimensions={0}
+  ROOT %gather.2 = bf16[16,128]{1,0} all-gather(%r), channel_id=3, replica_groups=mesh['a'=2,'b'=2] {'a','b'}
 }
 
 ENTRY %main (in: bf16[8,128], grads: f32[16,128], part: bf16[4,128], w: bf16[2,128,64]) -> f32[4,128] {
