@@ -106,8 +106,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_yticks(list(places), labels)
     axes.invert_yaxis()
     axes.set_xlim(-15, 15)
-    axes.set_xlabel("estimate of a chip's memory over the compiler's, % (red: refused by the compiler)")
-    axes.legend(loc="lower right", frameon=False)
+    axes.set_xlabel("estimated memory against the compiler's, % (red: refused)")
+    axes.legend(loc="upper right", frameon=False)
     figure.savefig(path, dpi=150)
 
 
