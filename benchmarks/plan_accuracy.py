@@ -59,6 +59,10 @@ DOIT_SIZES = {
     )
     for topology in ("v5p:4x4x4", "v5e:2x4")
     for size in ("7b", "13b", "33b")
+} | {
+    "7b on v5e:16x16, tensor=4": program(
+        dataclasses.replace(SIZES["7b"], vocab_size=VOCABULARY), "v5e:16x16", rows=64, length=2048, fsdp=-1, tensor=4
+    )
 }
 
 

@@ -213,11 +213,12 @@ def _work_bytes(program: Program, tokens: float) -> float:
 
 
 def _head_bytes(program: Program, table: float) -> float:
-    """The head gathered, two arrays of a chunk's logits, and its gradient thrice: new, sent and summed."""
+    """The head gathered, two arrays of a chunk's logits, its gradient: thrice (new, sent, sum) if all-reduced."""
     shape = program.shape
     chunk = min(getattr(program.objective, "chunk", program.cap), program.cap)
+    copies = 3 if program.machine.chip.exchange > 1 else 1
     logits = 2 * 4 * chunk * table / shape.d_model
-    return _item(shape.compute_dtype) * table + 3 * 4 * table + logits
+    return _item(shape.compute_dtype) * table + copies * 4 * table + logits
 
 
 # Time
