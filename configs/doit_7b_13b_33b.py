@@ -13,8 +13,8 @@ reads about eight times as much and an epoch has as many fewer steps; `min_updat
 paper's 15. Slices are nested, compute is bfloat16 with float32 weights and moments.
 Grid: 3 sizes x 6 volumes (1 to 1,000 records of each ability), and each base model as it is: 21 cells.
 
-Expect: by the plan (docs/plans.md), about 15 minutes of training on 64 chips of TPU v5p for the whole grid at 256 tokens
-a record; start-up, evaluation after every epoch and checkpoints come on top, and no pod has confirmed it.
+Expect: by the plan (docs/plans.md), about 15 minutes of training on 64 chips of TPU v5p for the whole grid, assuming
+256 tokens a record; start-up, evaluation after every epoch and checkpoints come on top, and no pod has confirmed it.
 """
 
 import dataclasses
