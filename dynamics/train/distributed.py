@@ -84,7 +84,7 @@ def start(*, coordinator: str | None = None, num_processes: int | None = None, p
             **settings,
             initialization_timeout=INITIALIZATION,
             heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=_PATIENCE,
+            shutdown_timeout_seconds=HEARTBEAT,  # `finish` waits before; whoever leaves by an error waits no longer
         )
     told = agree(global_state.num_processes)
     if told != global_state.num_processes:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dynamics import tree
+from dynamics.cli.stopping import together
 from dynamics.data.batches import compact
 from dynamics.model.sharding import MeshShape, make_mesh, num_row_shards
 from dynamics.train import digest, distributed
@@ -81,16 +82,12 @@ def main() -> int:
     parser.add_argument("--num-processes", type=int)
     parser.add_argument("--process-id", type=int)
     options = parser.parse_args()
-    distributed.start(
-        coordinator=options.coordinator, num_processes=options.num_processes, process_id=options.process_id
-    )
     try:
-        run(options.folder, make_mesh(options.mesh), options.until, options.pause)
+        with together(options):
+            run(options.folder, make_mesh(options.mesh), options.until, options.pause)
     except Interrupted as stop:
         say(stopped=stop.step)
-        distributed.finish()
         return stop.exit_code
-    distributed.finish()
     return 0
 
 
