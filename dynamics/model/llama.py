@@ -10,7 +10,7 @@ Source: Touvron et al. 2023 (LLaMA); grouped queries from Ainslie et al. 2023.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -306,8 +306,24 @@ def finish_block(block: Block, x: Float[Array, "*rows d"], mixed: Float[Array, "
 def weighted(block: Block, name: str, x: Float[Array, "*rows d"]) -> Array:
     """x times the block's weight of that name, and what its adapter adds where it has one."""
     weight = getattr(block, name)[...]
-    product = dense(x, weight.reshape(-1, weight.shape[-1]) if name == "output" else weight)
+
+    def product_of(x: Array, weight: Any) -> Array:
+        wide = floats(weight)
+        return dense(x, wide.reshape(-1, wide.shape[-1]) if name == "output" else wide)
+
+    # Floats of an int8 weight are made again for the backward pass: kept, they would take the bytes that it saves.
+    product = (jax.checkpoint(product_of) if is_rounded(weight) else product_of)(x, weight)
     return checkpoint_name(product + block.adapters[name](x) if name in block.adapters else product, name)
+
+
+def is_rounded(weight: Any) -> bool:
+    """Whether a weight is kept as whole numbers (`qvalue`) and scales; see `base_dtype` in `model/lora.py`."""
+    return not isinstance(weight, nnx.Param) and hasattr(weight, "qvalue")  # a Param answers for what it holds
+
+
+def floats(weight: Any) -> Array:
+    """The numbers of a weight, however it is kept."""
+    return weight.qvalue * weight.scale if is_rounded(weight) else weight
 
 
 def dense(x: Float[Array, "*rows d"], weight: Float[Array, "d ..."]) -> Float[Array, "..."]:

@@ -12,14 +12,14 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from dynamics.errors import UserError
-from dynamics.model.llama import Adapter, Llama
+from dynamics.model.llama import Adapter, Llama, floats, is_rounded
 from dynamics.tree import named_leaves, path_name, with_leaves
 
 # The weights of a block that can be adapted, each with the number of dimensions that it takes in (layers not counted).
@@ -35,7 +35,8 @@ class Lora:
     rank: int
     alpha: float  # the addition is scaled by alpha / rank
     targets: tuple[str, ...] = tuple(IN_DIMENSIONS)
-    base_dtype: Literal["same", "bfloat16"] = "same"  # of the frozen matrices; norms keep theirs
+    # Of the frozen matrices; norms keep theirs. "int8" is for those of the blocks alone, a scale for each output.
+    base_dtype: Literal["same", "bfloat16", "int8"] = "same"
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -49,8 +50,8 @@ class Lora:
                 near = difflib.get_close_matches(name, IN_DIMENSIONS, n=1, cutoff=0.4)
                 hint = f"; did you mean {near[0]!r}?" if near else ";"
                 raise UserError(f"Lora targets {name!r}, which no block has{hint} known: {', '.join(IN_DIMENSIONS)}")
-        if self.base_dtype not in ("same", "bfloat16"):
-            raise UserError(f"Lora(base_dtype={self.base_dtype!r}): known: same, bfloat16")
+        if self.base_dtype not in ("same", "bfloat16", "int8"):
+            raise UserError(f"Lora(base_dtype={self.base_dtype!r}): known: same, bfloat16, int8")
 
     @property
     def scale(self) -> float:
@@ -83,7 +84,25 @@ def freeze(model: Llama, lora: Lora) -> Llama:
     def cast(path: tuple, leaf: Array) -> Array:
         return leaf if "norm" in path_name(path) else leaf.astype(lora.base_dtype)
 
-    return jax.tree_util.tree_map_with_path(cast, model)
+    return jax.tree_util.tree_map_with_path(_rounded if lora.base_dtype == "int8" else cast, model)
+
+
+def _rounded(path: tuple, leaf: Array) -> Any:
+    """A block's matrix as int8 with a float scale for each layer and output: off by at most half a scale. By qwix."""
+    home, _, name = path_name(path).rpartition("/")
+    if home != "blocks" or name not in IN_DIMENSIONS:
+        return leaf
+    try:
+        import qwix
+    except ImportError as error:
+        raise UserError('Lora(base_dtype="int8") needs the package qwix; install it, or use "bfloat16"') from error
+    outputs = (0, *range(1 + IN_DIMENSIONS[name], leaf.ndim))
+    return qwix.quantize(leaf, jnp.int8, channelwise_axes=outputs, calibration_method="absmax")
+
+
+def thaw(frozen: Llama, like: Llama) -> Llama:
+    """The frozen model in the types of `like`, arrays or shapes: what adapters are merged into without a loss."""
+    return jax.tree.map(lambda kept, wanted: floats(kept).astype(wanted.dtype), frozen, like, is_leaf=is_rounded)
 
 
 def attach(model: Llama, adapters: Adapters) -> Llama:
@@ -99,6 +118,8 @@ def merge(model: Llama, adapters: Adapters) -> Llama:
     """
     leaves = named_leaves(model)
     for name, adapter in adapters.items():
+        if f"blocks/{name}" not in leaves:
+            raise UserError(f"blocks/{name} is kept in int8, where a small change would be lost; merge into thaw(...)")
         weight, a, b = leaves[f"blocks/{name}"], adapter.a[...], adapter.b[...]
         layers, rank = b.shape[:2]
         change = jnp.matmul(a.reshape(layers, -1, rank), b.reshape(layers, rank, -1), precision="highest")

@@ -181,10 +181,17 @@ def shardings_for(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """
 
     def place(path: tuple[Any, ...], node: Any) -> Any:
-        axes = _logical_axes(node)
-        return jax.tree.map(
-            lambda leaf: NamedSharding(mesh, _spec(f"parameter {path_name(path)}", leaf.shape, axes, mesh)), node
-        )
+        axes, weight_shape = _logical_axes(node), getattr(node, "shape", ())
+
+        def place_leaf(leaf: Any) -> NamedSharding:
+            own = axes
+            if axes and len(leaf.shape) == len(weight_shape) == len(axes):
+                # The scale of an int8 weight is 1 number where the weight has many: nothing to split.
+                sizes = zip(leaf.shape, weight_shape, axes, strict=True)
+                own = tuple("rank" if size < of else axis for size, of, axis in sizes)
+            return NamedSharding(mesh, _spec(f"parameter {path_name(path)}", leaf.shape, own, mesh))
+
+        return jax.tree.map(place_leaf, node)
 
     return jax.tree_util.tree_map_with_path(place, tree, is_leaf=lambda node: bool(_logical_axes(node)))
 

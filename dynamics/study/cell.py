@@ -17,7 +17,7 @@ from dynamics.data.mixture import Mixture, Slices
 from dynamics.errors import UserError
 from dynamics.eval.ability_eval import ItemResult, evaluate_prepared
 from dynamics.model.llama import LlamaConfig, abstract
-from dynamics.model.lora import merge
+from dynamics.model.lora import merge, thaw
 from dynamics.model.sharding import shardings_for
 from dynamics.seeds import name_hash
 from dynamics.study.base import (
@@ -321,9 +321,8 @@ class Training:
 
 @functools.partial(jax.jit, static_argnames="shape")
 def _merged(frozen: Any, adapters: Any, *, shape: LlamaConfig) -> Any:
-    # The frozen matrices may be kept in bfloat16: added up there, a small change would be lost.
-    wide = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), frozen, abstract(shape))
-    return merge(wide, adapters)
+    # The frozen matrices may be kept in bfloat16 or int8: added up there, a small change would be lost.
+    return merge(thaw(frozen, abstract(shape)), adapters)
 
 
 def pool_counts(pool: Pool, slices: Slices) -> dict[str, int]:

@@ -13,7 +13,7 @@ from dynamics import config, tree
 from dynamics.errors import UserError
 from dynamics.losses.sft import SFT
 from dynamics.model.llama import SIZES, LlamaConfig, abstract, init
-from dynamics.model.lora import IN_DIMENSIONS, Lora, attach, freeze, init_adapters, merge
+from dynamics.model.lora import IN_DIMENSIONS, Lora, attach, freeze, init_adapters, merge, thaw
 from dynamics.model.sample import greedy
 from dynamics.model.sharding import MeshShape, make_mesh, shardings_for
 from dynamics.train.optimizer import PRACTICE
@@ -136,6 +136,45 @@ def test_a_base_kept_in_bfloat16_keeps_its_norms_and_rounds_its_matrices():
     np.testing.assert_array_equal(frozen["blocks/up"], before["blocks/up"].astype(jnp.bfloat16))
 
 
+def test_a_base_kept_in_int8_is_off_by_half_a_scale_at_most_and_trains():
+    pytest.importorskip("qwix", reason='Lora(base_dtype="int8") needs the package qwix')
+    lora = dataclasses.replace(LORA, base_dtype="int8")
+    model = model_of({"scan_layers": True})
+    frozen = freeze(model, lora)
+    leaves = tree.named_leaves(frozen)
+    assert leaves["embedding"].dtype == jnp.float32
+    thawed = tree.named_leaves(thaw(frozen, model))
+    for name, index in IN_DIMENSIONS.items():
+        weight = drawn()[f"blocks/{name}"]
+        inputs = tuple(range(1, 1 + index))
+        # Symmetric rounding to 255 values between the largest and its negative: half of max / 127.
+        bound = jnp.abs(weight).max(axis=inputs, keepdims=True) / 127 / 2
+        assert leaves[f"blocks/{name}/value/qvalue"].dtype == jnp.int8
+        assert (jnp.abs(thawed[f"blocks/{name}"] - weight) <= bound * 1.001).all(), name
+    adapters = trained_adapters(model)
+    np.testing.assert_allclose(
+        hidden(attach(frozen, adapters)), hidden(merge(thaw(frozen, model), adapters)), atol=2e-5
+    )
+    exact = hidden(attach(model, adapters))
+    error = jnp.sqrt(jnp.mean((hidden(attach(frozen, adapters)) - exact) ** 2) / jnp.mean(exact**2))
+    # Each weight is off by max/127/2 = 1 % of the typical one; 21 products in a row add that up.
+    assert float(error) < 0.05
+    with pytest.raises(UserError, match="merge into thaw"):
+        merge(frozen, adapters)
+
+    def loss(adapters):
+        return jnp.sum(jnp.sin(attach(frozen, adapters)(TOKENS, POSITIONS, SEGMENTS)))
+
+    def merged_loss(adapters):
+        return jnp.sum(jnp.sin(merge(thaw(frozen, model), adapters)(TOKENS, POSITIONS, SEGMENTS)))
+
+    expected = tree.named_leaves(jax.jit(jax.grad(merged_loss))(adapters))
+    for name, gradient in tree.named_leaves(jax.jit(jax.grad(loss))(adapters)).items():
+        np.testing.assert_allclose(gradient, expected[name], atol=5e-5 * float(jnp.abs(expected[name]).max()))
+    placed = tree.named_leaves(shardings_for(frozen, make_mesh(MeshShape(fsdp=4, tensor=2))))
+    assert tuple(placed["blocks/up/value/scale"].spec) == (None, None, "tensor")
+
+
 @pytest.mark.parametrize("shape", [MeshShape(fsdp=8), MeshShape(data=2, fsdp=2, tensor=2)], ids=str)
 def test_adapters_are_split_as_their_weights_are_and_never_along_the_rank(shape):
     mesh = make_mesh(shape)
@@ -183,15 +222,31 @@ def dots(lowered) -> list[tuple[str, str, str]]:
     return found
 
 
+def micro_batch():
+    """All 24 positions, as a DeviceBatch of one micro-batch."""
+    return {
+        "tokens": TOKENS[None], "positions": POSITIONS[None], "segments": SEGMENTS[None],
+        "trained_index": jnp.arange(24)[None, None], "trained_targets": TOKENS.reshape(1, 1, 24),
+        "trained_weights": jnp.ones((1, 1, 24), jnp.float32),
+    }  # fmt: skip
+
+
+def test_adapters_of_a_base_in_int8_train_and_the_base_stays():
+    pytest.importorskip("qwix", reason='Lora(base_dtype="int8") needs the package qwix')
+    lora = dataclasses.replace(LORA, base_dtype="int8")
+    state = init_state(model_of({}), PRACTICE, total_steps=6, adapter=lora, key=KEY)
+    before, losses = tree.tree_digest(state.frozen), []
+    for _ in range(6):
+        state, metrics = make_step(SFT(), PRACTICE)(state, micro_batch())
+        losses.append(float(metrics["loss"][0]))
+    assert losses[-1] < losses[0] - 1.0
+    assert tree.tree_digest(state.frozen) == before
+
+
 @pytest.mark.parametrize(("change", "chunk"), [({}, 1024), ({}, 5), (WAYS[3], 5)], ids=str)
 def test_no_product_makes_a_gradient_of_a_frozen_weight(change, chunk):
     model = model_of(change)
-    weights = jnp.ones((1, 1, 24), jnp.float32)
-    batch = {
-        "tokens": TOKENS[None], "positions": POSITIONS[None], "segments": SEGMENTS[None],
-        "trained_index": jnp.arange(24)[None, None], "trained_targets": TOKENS.reshape(1, 1, 24),
-        "trained_weights": weights,
-    }  # fmt: skip
+    batch = micro_batch()
     step = make_step(SFT(chunk=chunk), PRACTICE)
     state = init_state(model, PRACTICE, total_steps=2, adapter=Lora(rank=3, alpha=3.0), key=KEY)
     made = [result for _, _, result in dots(step.lower(state, batch))]
