@@ -12,6 +12,7 @@ counts the body of a scan once, so the scanned step shows too few), lines of Sta
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -36,7 +37,7 @@ from dynamics.losses.objective import MicroBatch, Objective, Sums, trained_hidde
 from dynamics.losses.sft import SFT
 from dynamics.model import llama
 from dynamics.train.optimizer import AdamW, Optimizer
-from dynamics.train.step import init_state, make_step
+from dynamics.train.step import init_state, update
 
 # The peers' programs import each other by their bare names, because each is started as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
@@ -116,7 +117,7 @@ class Program:
         self.variant = variant
         optimizer = (ChainedAdamW if variant.chained else AdamW)(**ours.optimizer_settings())
         config = dataclasses.replace(ours.config(), **variant.config)
-        step = make_step(variant.objective, optimizer)
+        step = functools.partial(update, variant.objective, optimizer)
         state = jax.eval_shape(
             lambda: init_state(llama.init(config, jax.random.key(0)), optimizer, total_steps=1000)
         )  # fmt: skip
@@ -131,7 +132,7 @@ class Program:
         dense = llama.dense if variant.dense is None else variant.dense
         begun = time.perf_counter()
         with mock.patch.object(llama, "dense", dense):
-            lowered = jax.jit(step._run, donate_argnums=0 if variant.donate else ()).lower(state, self.batches[0])
+            lowered = jax.jit(step, donate_argnums=0 if variant.donate else ()).lower(state, self.batches[0])
         self.stablehlo_lines = len(lowered.as_text().splitlines())
         self.compiled = lowered.compile()
         self.compile_s = time.perf_counter() - begun
