@@ -256,7 +256,7 @@ def roofline(program: Program, *, chip_flops: float, wire_bytes: float, network_
     """The step's times from what each chip computes and receives. Chips that the mesh leaves out do nothing."""
     machine = program.machine
     return Roofline(
-        compute=chip_flops / (machine.chip.peak * MATMUL_EFFICIENCY * precision(program.shape)),
+        compute=chip_flops / (machine.chip.peak * MATMUL_EFFICIENCY * precision(program)),
         memory=memory_traffic(program) / machine.chip.hbm_bandwidth,
         interconnect=machine.seconds(wire_bytes, network_bytes),
     )
@@ -273,9 +273,10 @@ def estimated(program: Program, work: Work) -> Roofline:
     )
 
 
-def precision(shape: LlamaConfig) -> float:
-    """Share of the bf16 peak at the compute type: float32 products run as several bf16 ones on a TPU, or as TF32."""
-    return 1.0 if shape.compute_dtype != "float32" else 1 / 6
+def precision(program: Program) -> float:
+    """Share of the bf16 peak at the compute type: by default float32 is one bf16 pass on a TPU, TF32 on a GPU."""
+    full = program.shape.compute_dtype != "float32" or program.machine.chip.is_tpu
+    return 1.0 if full else 0.5
 
 
 def memory_traffic(program: Program) -> float:

@@ -299,9 +299,7 @@ def _measured(verdict: Verdict) -> bool:
 
 
 def _rate(program: Program) -> float:
-    return (
-        program.machine.chip.peak * estimate.MATMUL_EFFICIENCY * estimate.precision(program.shape) * program.num_chips
-    )
+    return program.machine.chip.peak * estimate.MATMUL_EFFICIENCY * estimate.precision(program) * program.num_chips
 
 
 def _collectives(program: Program, counts: Any) -> list[dict[str, Any]]:
