@@ -19,13 +19,14 @@ from typing import Any
 
 GOLDEN = Path(__file__).parent / "smollm2.json"
 NUM_NEW = 32
+NARROWEST = 0.003  # logits; a choice that is closer may fall differently where sums are made in another order
 QUESTIONS = (
     [{"role": "user", "content": "Explain in a few sentences how rain forms."}],
     [{"role": "user", "content": "Write a Python function that returns the n-th Fibonacci number."}],
     [{"role": "user", "content": "用中文介绍一下北京。"}],
     [
         {"role": "system", "content": "You answer as a pirate."},
-        {"role": "user", "content": "What do you have in your 2 chests, and what are  12 + 30 coins worth?"},
+        {"role": "user", "content": "Tell me about the  12 coins in your 2 chests."},
     ],
     [
         {"role": "user", "content": "Name three animals that live in the sea."},
@@ -78,8 +79,9 @@ def continuations(path: Path) -> list[dict]:
         )  # fmt: skip
         margins = [float(top[0] - top[1]) for top in (step[0].topk(2).values for step in said.logits)]
         new = said.sequences[0, len(prompt) :].tolist()
-        assert len(new) == NUM_NEW, f"{messages} ended after {len(new)} tokens: ask another question"
         print(f"{tokenizer.decode(new)!r}, narrowest choice {min(margins):.4f}")
+        assert len(new) == NUM_NEW, f"{messages} ended after {len(new)} tokens: ask another question"
+        assert min(margins) > NARROWEST, f"{messages} leads to a choice that is too close: ask another question"
         logits = [round(float(value), 4) for value in said.logits[0][0][:8]]
         found.append({"messages": messages, "prompt": prompt, "new": new, "margin": min(margins), "logits": logits})
     return found
