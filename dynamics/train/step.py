@@ -73,6 +73,8 @@ def init_state(
     if total_steps < 1:
         raise UserError(f"total_steps={total_steps}; a run makes at least one update")
     assert (adapter is None) == (key is None), "a key is what adapters are drawn from"
+    if mesh is not None:
+        check_sharding(model, mesh)
     return _builder(optimizer, mesh, adapter)(model, np.int32(total_steps), key)
 
 
@@ -84,6 +86,7 @@ def abstract_state(
     shapes = jax.eval_shape(build, model, jax.ShapeDtypeStruct((), np.int32), jax.random.key(0))
     if mesh is None:
         return shapes
+    check_sharding(model, mesh)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
