@@ -31,10 +31,9 @@ class Objective:
 
 def trained_hidden(model: Any, micro_batch: MicroBatch) -> Float[Array, "g n d"]:
     """Hidden states at the trained positions of each group of rows."""
-    hidden = model(micro_batch["tokens"], micro_batch["positions"], micro_batch["segments"])
-    index = micro_batch["trained_index"]
-    grouped = hidden.reshape(index.shape[0], -1, hidden.shape[-1])
-    return jnp.take_along_axis(grouped, index[..., None], axis=1)
+    return model(
+        micro_batch["tokens"], micro_batch["positions"], micro_batch["segments"], micro_batch["trained_index"]
+    )
 
 
 def token_logprobs(

@@ -247,9 +247,18 @@ class Llama(nnx.Module):
         return model
 
     def __call__(
-        self, tokens: Int[Array, "b l"], positions: Int[Array, "b l"], segments: Int[Array, "b l"]
-    ) -> Float[Array, "b l d"]:
-        """Hidden states after the final norm, in the compute dtype. Segment 0 is padding: finite, seen by nobody."""
+        self,
+        tokens: Int[Array, "b l"],
+        positions: Int[Array, "b l"],
+        segments: Int[Array, "b l"],
+        index: Int[Array, "g n"] | None = None,
+    ) -> Float[Array, "b l d"] | Float[Array, "g n d"]:
+        """Hidden states after the final norm, in the compute dtype. Segment 0 is padding: finite, seen by nobody.
+
+        With `index`, those of the positions it lists alone: the rows are g equal groups, and an entry is row within the
+        group * l + position. Layers that are not scanned save work by it: what follows attention in the last one is
+        computed for these positions only. In a scan all layers are one program, so there they are picked at the end.
+        """
         config = self.config
         # Rows of the table are looked up whole: one split over `embed` would come back laid out by channels, and every
         # device would rebuild the whole activation to lay it out by rows.
@@ -259,23 +268,42 @@ class Llama(nnx.Module):
         x = constrain(constrain(x, ("batch", "whole_length", "channels")), ("batch", "length", "channels"))
         rope = rope_angles(config, positions)
 
-        def run(x: Array, block: Block) -> tuple[Array, None]:
-            return apply_block(block, x, rope, segments), None
+        def run(x: Array, block: Block, index: Array | None = None) -> tuple[Array, None]:
+            return apply_block(block, x, rope, segments, index), None
 
         run = rematerialised(run, config)
         if config.scan_layers:
             x, _ = jax.lax.scan(run, x, self.blocks)
         else:
-            for block in unstacked(self.blocks, config.num_layers):
+            *blocks, last = unstacked(self.blocks, config.num_layers)
+            for block in blocks:
                 x, _ = run(x, block)
+            x, _ = run(x, last, index)
+            if index is not None:
+                return rms_norm(x, self.final_norm[...], config.rms_eps)
         # Whole rows again: the trained positions of a row may lie anywhere in it.
-        return constrain(rms_norm(x, self.final_norm[...], config.rms_eps), ("batch", "whole_length", "channels"))
+        x = constrain(rms_norm(x, self.final_norm[...], config.rms_eps), ("batch", "whole_length", "channels"))
+        return x if index is None else picked(x, index)
+
+
+def picked(x: Float[Array, "b l ..."], index: Int[Array, "g n"]) -> Float[Array, "g n ..."]:
+    """The positions that `index` lists, of each of g equal groups of rows."""
+    whole = constrain(x.reshape(*x.shape[:2], -1), ("batch", "whole_length", "channels"))
+    grouped = whole.reshape(index.shape[0], -1, whole.shape[-1])
+    return jnp.take_along_axis(grouped, index[..., None], axis=1).reshape(*index.shape, *x.shape[2:])
 
 
 def apply_block(
-    block: Block, x: Float[Array, "b l d"], rope: tuple[Array, Array], segments: Int[Array, "b l"]
-) -> Float[Array, "b l d"]:
-    """One layer: attention and SwiGLU, each normed before and added to the residual stream."""
+    block: Block,
+    x: Float[Array, "b l d"],
+    rope: tuple[Array, Array],
+    segments: Int[Array, "b l"],
+    index: Int[Array, "g n"] | None = None,
+) -> Float[Array, "b l d"] | Float[Array, "g n d"]:
+    """One layer: attention and SwiGLU, each normed before and added to the residual stream.
+
+    With `index`, the result at those positions alone (see `Llama.__call__`); keys and values are always made for all.
+    """
     config = block.config
     x = checkpoint_name(x, "block_input")
     query, key, value = project_qkv(block, x, rope)
@@ -284,6 +312,8 @@ def apply_block(
     key, value = (constrain(x, ("batch", "length", "kv_heads", "head_dim")) for x in (key, value))
     mixed = attention(query, key, value, segments, kind=config.attention, block=config.attention_block)
     mixed = constrain(mixed, ("batch", "length", "heads", "head_dim"))
+    if index is not None:
+        return finish_block(block, picked(x, index), picked(mixed, index))
     return constrain(finish_block(block, x, mixed), ("batch", "length", "channels"))
 
 

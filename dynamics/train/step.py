@@ -17,7 +17,7 @@ from jaxtyping import Array, Int
 from dynamics.errors import UserError
 from dynamics.losses.objective import Objective, Sums
 from dynamics.model.lora import Lora, attach, freeze, init_adapters
-from dynamics.model.sharding import activate, batch_shardings, num_row_shards, shardings_for
+from dynamics.model.sharding import activate, batch_shardings, check_sharding, num_row_shards, shardings_for
 from dynamics.train.distributed import row_shards_here, several
 from dynamics.train.optimizer import Optimizer, global_norm
 
