@@ -31,9 +31,7 @@ class Objective:
 
 def trained_hidden(model: Any, micro_batch: MicroBatch) -> Float[Array, "g n d"]:
     """Hidden states at the trained positions of each group of rows."""
-    return model(
-        micro_batch["tokens"], micro_batch["positions"], micro_batch["segments"], micro_batch["trained_index"]
-    )
+    return model(micro_batch["tokens"], micro_batch["positions"], micro_batch["segments"], micro_batch["trained_index"])
 
 
 def token_logprobs(
