@@ -53,7 +53,7 @@ OURS = Peer("dynamics", None, ("ours.py", "--cache", str(BUILD / "programs")))
 LOOPS = (
     Peer("bare torch, completion head", "torch", (*BARE, "completion"), 1.0),
     Peer("bare torch, oneDNN products", "torch", (*BARE, "completion", "--products", "onednn"), 1.0),
-    Peer("the same, memory kept", "torch", (*BARE, "completion", "--products", "onednn", "--keep-memory"), 1.0),
+    Peer("bare torch, oneDNN, memory kept", "torch", (*BARE, "completion", "--products", "onednn", "--keep-memory"), 1.0),
     Peer("bare torch, full logits", "torch", (*BARE, "full")),
 )
 FRAMEWORKS = (
@@ -179,7 +179,7 @@ def summary(peer: Peer, first: dict[str, float], samples: Samples) -> dict[str, 
     """Medians over the rounds of one peer, with the samples behind them."""
     per_1000 = [1000 * sample["cpu_s"] / sample["tokens"] for sample in samples]
     return {
-        "command": list(peer.command),
+        "command": [part.replace(str(BUILD), "build/peers") for part in peer.command],
         "cpu_s_per_1000_tokens": statistics.median(per_1000),
         "cpu_s_per_1000_tokens_range": [min(per_1000), max(per_1000)],
         "tokens_per_s": statistics.median(sample["tokens"] / sample["wall_s"] for sample in samples),
