@@ -28,7 +28,7 @@ SHAPE = LlamaConfig(
 
 def run() -> Run:
     return Run(
-        source=Practice(),
+        source=Practice(num_valid=4, num_test=8),
         size=SHAPE,
         base="weights/smollm2",
         template=SMOLLM2,

@@ -16,6 +16,7 @@ from dynamics.data.mixture import Interleaved, Order
 from dynamics.data.sample_sets import SampleSets
 from dynamics.data.sources import Source
 from dynamics.data.template import DOIT, Template
+from dynamics.data.tokenizer import Tokenizer
 from dynamics.errors import UserError
 from dynamics.eval.ability_eval import Evaluation
 from dynamics.losses.objective import Objective
@@ -211,6 +212,13 @@ def _file_fingerprint(path: str, what: str) -> str:
         raise UserError(f"{path} cannot be read ({error.strerror}); give {what}") from error
 
 
+@functools.cache
+def _tokenizer_fingerprint(path: str) -> str:
+    """Of a tokenizer.json also what the files beside it say: which tokens begin and end a text."""
+    content = _file_fingerprint(path, "a SentencePiece model or a tokenizer.json")
+    return Tokenizer.load(path, specials=()).fingerprint if path.endswith(".json") else content
+
+
 def tokenizer_file(run: Run) -> str | None:
     """The path of the run's tokenizer file, with the source's folder put in; None where one is trained."""
     if run.tokenizer is None:
@@ -228,7 +236,7 @@ def tokenizer_identity(run: Run) -> dict[str, Any]:
     """What decides the tokenizer: a file's bytes, or the plain text it is trained on."""
     file = tokenizer_file(run)
     if file is not None:
-        return {"file": _file_fingerprint(file, "a SentencePiece model or a tokenizer.json")}
+        return {"file": _tokenizer_fingerprint(file)}
     return {"trained_on": source_fingerprint(run.source), "vocab_size": run.vocab_size}
 
 
