@@ -53,7 +53,9 @@ OURS = Peer("dynamics", None, ("ours.py", "--cache", str(BUILD / "programs")))
 LOOPS = (
     Peer("bare torch, completion head", "torch", (*BARE, "completion"), 1.0),
     Peer("bare torch, oneDNN products", "torch", (*BARE, "completion", "--products", "onednn"), 1.0),
-    Peer("bare torch, oneDNN, memory kept", "torch", (*BARE, "completion", "--products", "onednn", "--keep-memory"), 1.0),
+    Peer(
+        "bare torch, oneDNN, memory kept", "torch", (*BARE, "completion", "--products", "onednn", "--keep-memory"), 1.0
+    ),
     Peer("bare torch, full logits", "torch", (*BARE, "full")),
 )
 FRAMEWORKS = (
