@@ -271,7 +271,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         axis.annotate(f" {middle:.2f}", (max(high, 1), place), xytext=(4, 0), textcoords="offset points", va="center")
     axis.axvline(1, color="black", linewidth=1)
     axis.set_yticks(range(len(ordered)), [f"without {name}" if name in report["step"] else name for name, _ in ordered])
-    axis.set(xlabel="CPU-seconds per token, times those of the whole step (gray: some round was not dearer)")
+    axis.set(xlabel="CPU-seconds per token, times the whole step's (gray: not dearer in some round)")
     axis.margins(x=0.12)
     figure.savefig(path, dpi=120)
 

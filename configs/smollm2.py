@@ -6,8 +6,8 @@
 
 Without `adapter` every parameter is trained; the rate that suits it is then 5e-5.
 
-Expect: 3 and a half minutes on 2 CPU cores that were busy with other work too, evaluation included: 8 records and 8 test
-items of each ability, so the scores are a first look and no more.
+Expect: 3 and a half minutes on 2 CPU cores that were busy with other work too, evaluation included. 8 records and 8
+test items of each ability: the scores are a first look and no more.
 """
 
 import dataclasses
