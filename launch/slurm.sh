@@ -47,7 +47,10 @@ while [ $# -gt 0 ]; do
     --grace) whole "$1" "${2-}" 1 && grace=$2 ;;
     --partition) given "$1" "${2-}" && partition=$2 ;;
     --account) given "$1" "${2-}" && account=$2 ;;
-    --sbatch) [ -n "${2-}" ] && extra+=("$2") ;;
+    --sbatch)
+      [ -n "${2-}" ] || fail "--sbatch needs a value; see launch/$program --help"
+      extra+=("$2")
+      ;;
     --name) given "$1" "${2-}" && name=$2 ;;
     --max-preemptions) whole "$1" "${2-}" 0 && max_preemptions=$2 ;;
     --max-failures) whole "$1" "${2-}" 0 && max_failures=$2 ;;

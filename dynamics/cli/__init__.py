@@ -271,6 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("checkpoint", help="the folder of a finished run or cell")
     evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="which items (default: test)")
     evaluate.add_argument("--records", nargs="+", help="score these record files in place of the run's own split")
+    evaluate.add_argument("--mesh", metavar="AXES", help="devices, e.g. data=1 or fsdp=4,tensor=2 (default: the run's)")
     _json(evaluate)
     _data_commands(root)
     _score_command(root)

@@ -8,6 +8,7 @@ from dynamics import config
 from dynamics.errors import UserError
 
 if TYPE_CHECKING:
+    from dynamics.model.sharding import MeshShape
     from dynamics.study.grid import Study
     from dynamics.study.run import Run
 
@@ -44,3 +45,17 @@ def _source(source: Any, options: argparse.Namespace) -> Any:
                 f"{option} has no use here: the source {source.name!r} has no setting {field!r}; leave the option out"
             )
     return dataclasses.replace(source, **changes)
+
+
+def mesh_shape(given: str) -> "MeshShape":
+    """`data=4,fsdp=2` as a MeshShape."""
+    from dynamics.model.sharding import MESH_AXES, MeshShape
+
+    sizes: dict[str, int] = {}
+    for word in given.split(","):
+        axis, _, size = word.partition("=")
+        if axis not in MESH_AXES or axis in sizes or not size.removeprefix("-").isdigit():
+            axes = ", ".join(MESH_AXES)
+            raise UserError(f"--mesh {given}: give AXIS=NUMBER, each axis once, such as data=4,fsdp=2; axes: {axes}")
+        sizes[axis] = int(size)
+    return MeshShape(**sizes)

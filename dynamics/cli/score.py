@@ -6,12 +6,11 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from dynamics.cli.options import mesh_shape
 from dynamics.cli.stopping import orderly_on_sigterm
-from dynamics.errors import UserError
 
 if TYPE_CHECKING:
     from dynamics.eval.documents import Documents
-    from dynamics.model.sharding import MeshShape
 
 _SHOWN = 3  # bad lines that are shown, of all that are counted
 
@@ -29,7 +28,7 @@ def score(options: argparse.Namespace) -> int:
         rows=options.rows,
         over_long=options.over_long,
         on_bad_record=options.on_bad_record,
-        mesh=_mesh_shape(options.mesh),
+        mesh=mesh_shape(options.mesh),
     )
     with orderly_on_sigterm():
         planned = plan_pass(options.model, scoring, Workspace(cache_folder()))
@@ -57,20 +56,6 @@ def score(options: argparse.Namespace) -> int:
             stop.args = (f"stopped after {done:,} documents; with --output FILE the next call would go on from there",)
             raise
     return 0
-
-
-def _mesh_shape(given: str) -> "MeshShape":
-    """`data=4,fsdp=2` as a MeshShape."""
-    from dynamics.model.sharding import MESH_AXES, MeshShape
-
-    sizes: dict[str, int] = {}
-    for word in given.split(","):
-        axis, _, size = word.partition("=")
-        if axis not in MESH_AXES or axis in sizes or not size.removeprefix("-").isdigit():
-            axes = ", ".join(MESH_AXES)
-            raise UserError(f"--mesh {given}: give AXIS=NUMBER, each axis once, such as data=4,fsdp=2; axes: {axes}")
-        sizes[axis] = int(size)
-    return MeshShape(**sizes)
 
 
 def _left_out(documents: "Documents") -> dict[str, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamics.allocator import keep_freed_memory
-from dynamics.cli.options import load_run
+from dynamics.cli.options import load_run, mesh_shape
 from dynamics.cli.stopping import is_lead, together
 
 
@@ -51,7 +51,11 @@ def evaluate(options: argparse.Namespace) -> int:
     from dynamics.study.single import score_run
 
     overall, num_rejected = score_run(
-        options.checkpoint, Workspace(cache_folder()), split=options.split, files=options.records or ()
+        options.checkpoint,
+        Workspace(cache_folder()),
+        split=options.split,
+        files=options.records or (),
+        shape=mesh_shape(options.mesh) if options.mesh else None,
     )
     if options.json:
         print(json.dumps(dataclasses.asdict(overall) | {"rejected": num_rejected}))

@@ -138,7 +138,7 @@ def sliding_window(data: Mapping[str, Any]) -> int | None:
     """
     if data.get("use_sliding_window") is False:
         return None
-    return data.get("sliding_window")
+    return data.get("sliding_window", 4096 if data.get("model_type") == "mistral" else None)  # as transformers has it
 
 
 def to_hf(config: LlamaConfig, *, max_length: int) -> dict[str, Any]:

@@ -94,7 +94,10 @@ def check_fit(config: LlamaConfig, tensors: Mapping[str, Tensor], place: str) ->
         )
     for name, shape in expected.items():
         if tensors[name].shape != shape:
-            raise UserError(f"tensor {name} is {tensors[name].said()}, but by config.json it is {list(shape)}")
+            raise UserError(
+                f"tensor {name} is {tensors[name].said()}, but by config.json it is {list(shape)}; "
+                "take config.json and the tensors from the same model"
+            )
         if str(tensors[name].dtype) not in _FLOATS:
             raise UserError(f"tensor {name} is {tensors[name].said()}; weights are one of {', '.join(_FLOATS)}")
     return harmless

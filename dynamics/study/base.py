@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dynamics import config
+from dynamics.errors import UserError
 from dynamics.losses.sft import SFT
 from dynamics.model.convert import is_model_folder, load_model
 from dynamics.model.llama import LlamaConfig, abstract, init
@@ -54,7 +55,7 @@ def row_groups_here(mesh: Mesh | None) -> tuple[int, ...]:
 
 def on_device(params: Any, mesh: Mesh | None = None) -> Any:
     """A copy for one run: the first step gives its parameters away, and the workspace's are used again."""
-    if mesh is not None and several():
+    if mesh is not None:
         return placed(params, shardings_for(params, mesh))
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
 
@@ -77,22 +78,35 @@ def _copied(params: Any) -> Any:
 def first_model(run: Run, shape: LlamaConfig, workspace: Workspace, report: Report, mesh: Mesh | None) -> Any:
     """The model a run starts from, on its devices and its own to give away.
 
-    A model folder is read straight to where its parts belong; everything else passes through the host.
+    A folder of weights is read straight to where its parts belong; everything else passes through the host.
     """
     folder = weights_folder(run)
-    if folder is not None and is_model_folder(folder):
-        return load_model(folder, shape, mesh=mesh)
+    if folder is not None:
+        return (
+            load_model(folder, shape, mesh=mesh)
+            if is_model_folder(folder)
+            else load_model_parameters(folder, shape, mesh)
+        )
     return on_device(_first_parameters(run, shape, workspace, report), mesh)
 
 
 def _first_parameters(run: Run, shape: LlamaConfig, workspace: Workspace, report: Report) -> Any:
-    """On the host: the base model, a folder of parameters, or random ones."""
+    """On the host: the base model, or random parameters."""
     if isinstance(run.base, Base):
         return base_parameters(run, workspace, report)
-    folder = weights_folder(run)
-    if folder is not None:
-        return on_host(load_params(folder, abstract(shape))[0])
     return on_host(init(shape, jax.random.key(name_hash("parameters", run.seed) % 2**32)))
+
+
+def load_model_parameters(folder: str | Path, shape: LlamaConfig, mesh: Mesh | None) -> Any:
+    """The model of a folder of parameters, read straight to where its parts belong."""
+    target = abstract(shape)
+    if mesh is not None:
+        target = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            target,
+            shardings_for(target, mesh),
+        )
+    return load_params(folder, target)[0]
 
 
 def base_folder(run: Run, workspace: Workspace) -> Path:
@@ -130,6 +144,11 @@ def _made_together(folder: Path, lock: Path, make: Callable[[], None], read: Cal
 
     A damaged one is an error here: setting it aside and making it anew is left to a run of one process.
     """
+    if agree(str(folder)) != str(folder):
+        raise UserError(
+            f"the base model is {folder} here and another one in process 0: the processes read other data, settings or "
+            "cache folders; give all of them the same"
+        )
     check_shared(folder.parent)
     with wait_for(lock) if is_lead() else contextlib.nullcontext():
         if not agree(folder.exists()):

@@ -30,7 +30,7 @@ from dynamics.study.hlo import Counts, Traffic, read
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
 
 _SOURCES = ("model", "losses", "train/step.py", "train/optimizer.py", "study/program.py", "study/hlo.py",
-            "study/compiled.py")  # fmt: skip
+            "study/compiled.py", "study/topologies.py")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -71,14 +71,21 @@ def flops(program: Program, work: Work) -> Flops:
     head, width = shape.d_model * shape.vocab_size, shape.num_heads * shape.head_dim
     passes = 3 if program.adapter is None else 2
     layers = shape.num_layers
+    matrices = layer_weights(shape)
+    ends = ("output", "gate", "up", "down")
+    # Not scanned: what follows attention in the last layer runs at trained positions alone (Llama.__call__).
+    last = 0 if shape.scan_layers else sum(matrices[name] for name in ends)
+    again = 0 if shape.scan_layers else sum(matrices[name] for name in _RECOMPUTED[shape.remat] if name in ends)
     useful = (
         passes * 2 * (layers * layer * work.tokens + head * work.trained)
+        - passes * 2 * last * (work.tokens - work.trained)
         + 3 * 2 * layers * adapters * work.tokens
         + 3 * 4 * layers * width * work.pairs
     )
     positions = batch.rows * batch.length
     products = (
         2 * layers * positions * (passes * layer + 3 * adapters + _recomputed_weights(shape))
+        - 2 * (positions - program.headed) * (passes * last + again)
         # Gradients of the head are made in the forward pass, whether it is frozen or not.
         + 3 * 2 * head * program.headed
     )

@@ -73,7 +73,23 @@ class Program:
                 f"{MeshShape(**self.mesh_sizes())} and {self.batch.micro} micro-batches; choose rows that "
                 f"{parts} divides, or more sequence or tensor and less fsdp"
             )
+        self._check_attention()
         self.state_bytes()
+
+    def _check_attention(self) -> None:
+        """UserError where heads or positions cannot be split as attention splits them."""
+        sizes, heads, length = self.mesh_sizes(), self.shape.num_heads, self.batch.length
+        parts = sizes["tensor"] * sizes["sequence"]
+        if heads % parts:
+            raise UserError(
+                f"{heads} heads cannot be split over tensor x sequence of size {parts}; use a mesh with tensor x "
+                f"sequence of {math.gcd(heads, parts)}"
+            )
+        if length % sizes["sequence"]:
+            raise UserError(
+                f"rows of {length} cannot be split over sequence of size {sizes['sequence']}; use a mesh with sequence "
+                f"of {math.gcd(length, sizes['sequence'])}"
+            )
 
     def state_bytes(self) -> dict[str, int]:
         """{name: bytes on each chip} of parameters, optimizer state and, with adapters, the frozen model."""

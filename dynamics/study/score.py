@@ -28,6 +28,7 @@ from dynamics.model.llama import LlamaConfig, abstract
 from dynamics.model.sharding import MeshShape, make_mesh, num_row_shards, shardings_for
 from dynamics.study.folder import claim, read_json, write_json
 from dynamics.study.prepare import Workspace
+from dynamics.study.run import RESULTS_VERSION
 from dynamics.study.single import finished_run
 from dynamics.train.checkpoint import load_params, read_manifest
 
@@ -98,6 +99,7 @@ class Pass:
         """What decides the lines, as plain JSON data. Not the mesh: another one gives the same to float tolerance."""
         tokenizer, template = self.subject.tokenizer, self.subject.template
         return {
+            "version": RESULTS_VERSION,
             "model": self.subject.identity,
             "data": file_digest(self.documents.path)[:16],
             "template": None if template is None else config.to_plain(template),

@@ -115,7 +115,7 @@ def _changed(program: Program, machine: Topology, mesh: MeshShape, micro: int, r
     changed = dataclasses.replace(
         program, shape=shape, batch=batch, mesh=mesh, topology=machine.name, slices=machine.slices
     )
-    if changed.problem is not None or shape.num_heads % (mesh.tensor * mesh.sequence):
+    if changed.problem is not None:
         return None
     return changed
 

@@ -10,15 +10,14 @@ from dynamics.data.sources import ability_of_file, read_jsonl
 from dynamics.errors import UserError
 from dynamics.eval.ability_eval import evaluate_prepared, prepare
 from dynamics.eval.scores import Overall, aggregate
-from dynamics.model.llama import abstract
+from dynamics.model.sharding import MeshShape
 from dynamics.record import Record
-from dynamics.study.base import row_groups, run_mesh
+from dynamics.study.base import load_model_parameters, row_groups, run_mesh
 from dynamics.study.folder import CellFolder, read_json
 from dynamics.study.grid import Cell, coordinates
 from dynamics.study.jobs import run_cell
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import Run, cell_id, source_fingerprint
-from dynamics.train.checkpoint import load_params
 from dynamics.train.distributed import agree, is_lead
 
 CHECKPOINTS = 20  # about so many in a run that names no `checkpoint_every` of its own
@@ -56,9 +55,16 @@ def _expected_steps(run: Run, workspace: Workspace) -> int:
 
 
 def score_run(
-    folder: str | Path, workspace: Workspace, *, split: str = "test", files: Sequence[str | Path] = ()
+    folder: str | Path,
+    workspace: Workspace,
+    *,
+    split: str = "test",
+    files: Sequence[str | Path] = (),
+    shape: MeshShape | None = None,
 ) -> tuple[Overall, int]:
     """Scores of a finished run's parameters on its source's split or on record files of yours, and lines left out.
+
+    `shape` is the mesh to score on (None: the one that the run was trained on).
 
     A file's ability is read off its place (math/test.jsonl, math_test.jsonl) where its records name none. A bad line of
     such a file is an error; a record that was there before, in this file or another, is left out and counted.
@@ -69,9 +75,8 @@ def score_run(
     run, described = finished_run(folder, workspace)
     if not files:
         _check_same_records(folder, described, run)
-    shape = workspace.model_shape(run)
-    model, _ = load_params(Path(folder) / "parameters", abstract(shape))
-    mesh = run_mesh(run)
+    mesh = run_mesh(run if shape is None else dataclasses.replace(run, mesh=shape))
+    model = load_model_parameters(Path(folder) / "parameters", workspace.model_shape(run), mesh)
     if not files:
         prepared, num_rejected = workspace.evaluation(run, split, row_shards=row_groups(mesh))
     else:

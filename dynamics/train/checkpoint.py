@@ -232,7 +232,9 @@ def save_params(folder: str | Path, params: Any, meta: Mapping[str, Any] | None 
     try:
         if is_lead():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(writing.folder, ignore_errors=True)
+            for pattern in (f"tmp-{folder.name}-*", f"tmp-replaced-{folder.name}-*"):
+                for left_by_a_kill in folder.parent.glob(pattern):
+                    shutil.rmtree(left_by_a_kill, ignore_errors=True)
         writing.begin()
         writing.finish(said)
         if is_lead():

@@ -52,6 +52,7 @@ MISTAKES = {
         (("--port",), "--port is ''", "whole number"),
     ],
     "slurm.sh": [
+        (("--sbatch",), "--sbatch needs a value", "--help"),
         (("--nodes", "-1", "--", *TRAIN), "--nodes is '-1'", "whole number"),
         (("--time", "--", *TRAIN), "--time needs a value", "--help"),
         (("--name", "a b", "--", *TRAIN), "--name is 'a b'", "letters"),

@@ -187,11 +187,11 @@ MESHES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def wide():
+@pytest.fixture(scope="module", params=[True, False], ids=["scanned", "unrolled"])
+def wide(request):
     rng = np.random.default_rng(2)
     # Key/value heads are fewer than the devices that share a row where tensor x sequence is 8: those repeat them.
-    config = dataclasses.replace(TINY, num_heads=8, num_kv_heads=4, scan_layers=True)
+    config = dataclasses.replace(TINY, num_heads=8, num_kv_heads=4, scan_layers=request.param)
     segments = np.tile(SEGMENTS, (4, 1))
     trained = [np.sort(rng.choice(12, 5, replace=False)) for _ in range(8)]
     return init(config, jax.random.key(3)), rng.integers(0, 32, (8, 12)).astype(np.int32), segments, trained

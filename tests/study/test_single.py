@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from dynamics.cli import main
 from dynamics.data.sources import Files
 from dynamics.errors import UserError
+from dynamics.model.sharding import MeshShape
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import Budget
 from dynamics.study.single import score_run, train_run
@@ -55,6 +57,25 @@ def test_a_finished_run_is_scored_again_with_the_same_result(trained, workspace)
     assert num_rejected == 2
     assert overall.abilities["math"].num_items == 3
     assert overall.abilities["math"].score == pytest.approx(sum(scores["test"]["math"]["scores"]) / 3)
+
+
+def test_a_run_of_a_mesh_is_scored_on_it_and_on_another(workspace, tmp_path):
+    run = changed(RUN, base=None, budget=Budget(updates=2), mesh=MeshShape(fsdp=2))
+    folder, scores = train_run(run, tmp_path, workspace, lambda fraction: None)
+    expected = {ability: sum(part["loss_sums"]) / sum(part["num_tokens"]) for ability, part in scores["test"].items()}
+    for shape in (None, MeshShape(), MeshShape(data=2)):
+        overall, _ = score_run(folder, workspace, shape=shape)
+        assert {name: one.loss for name, one in overall.abilities.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_goes_on_from_the_parameters_of_another_on_a_mesh(workspace, tmp_path):
+    first, _ = train_run(changed(RUN, base=None, budget=Budget(updates=2)), tmp_path, workspace, lambda fraction: None)
+    run = changed(RUN, base=str(first / "parameters"), volume=0)
+    losses = []
+    for mesh in (MeshShape(), MeshShape(fsdp=2)):
+        _, scores = train_run(changed(run, mesh=mesh), tmp_path / str(mesh.fsdp), workspace, lambda fraction: None)
+        losses.append([sum(part["loss_sums"]) for part in scores["test"].values()])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
 def test_files_of_yours_are_scored_and_what_stands_twice_is_counted(trained, workspace, tmp_path):
