@@ -156,6 +156,7 @@ def import_model(
     with new_folder(Path(folder)) as unfinished:
         _write_tokenizer(found, unfinished)
         rows = num_old = num_named = found.config.vocab_size
+        _check_tokenizer(unfinished, rows, source)
         dropped: list[str] = []
         if template is not None:
             num_before, num_named, dropped = _add_specials(unfinished, template)
@@ -190,6 +191,22 @@ def _write_tokenizer(found: Source, folder: Path) -> None:
             shutil.copyfile(content, folder / name)
         else:
             (folder / name).write_bytes(content)
+
+
+def _check_tokenizer(folder: Path, rows: int, source: str | Path) -> None:
+    """UserError where the tokenizer cannot be read or has ids that the model has no rows for."""
+    if not any((folder / name).is_file() for name in FILES):
+        return
+    path = tokenizer_path(folder)
+    try:
+        num_ids = Tokenizer.load(path, specials=()).vocab_size
+    except UserError as error:
+        raise UserError(f"{source}: {str(error).removeprefix(f'{path}: ')} ({path.name})") from error
+    if num_ids > rows:
+        raise UserError(
+            f"{source}: {path.name} has {num_ids:,} ids and the model {rows:,} rows: they belong to different models; "
+            "put the model's own tokenizer there"
+        )
 
 
 def _add_specials(folder: Path, template: Template) -> tuple[int, int, list[str]]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from dynamics import config
 from dynamics.errors import UserError
 from dynamics.losses.sft import SFT
-from dynamics.model.convert import is_model_folder, load_model
+from dynamics.model.convert import is_model_folder, load_model, verify
 from dynamics.model.llama import LlamaConfig, abstract, init
 from dynamics.model.sharding import make_mesh, num_row_shards, shardings_for
 from dynamics.seeds import name_hash, stream
@@ -81,12 +81,11 @@ def first_model(run: Run, shape: LlamaConfig, workspace: Workspace, report: Repo
     A folder of weights is read straight to where its parts belong; everything else passes through the host.
     """
     folder = weights_folder(run)
+    if folder is not None and is_model_folder(folder):
+        _verify_once(folder, workspace)
+        return load_model(folder, shape, mesh=mesh)
     if folder is not None:
-        return (
-            load_model(folder, shape, mesh=mesh)
-            if is_model_folder(folder)
-            else load_model_parameters(folder, shape, mesh)
-        )
+        return load_model_parameters(folder, shape, mesh)
     return on_device(_first_parameters(run, shape, workspace, report), mesh)
 
 
@@ -95,6 +94,19 @@ def _first_parameters(run: Run, shape: LlamaConfig, workspace: Workspace, report
     if isinstance(run.base, Base):
         return base_parameters(run, workspace, report)
     return on_host(init(shape, jax.random.key(name_hash("parameters", run.seed) % 2**32)))
+
+
+def _verify_once(folder: Path, workspace: Workspace) -> None:
+    """Compare the folder's tensors with its digests, which name the run; files that did not change since, only once."""
+    if not is_lead():
+        return
+    files = sorted(folder.glob("*.safetensors"))
+    state = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    note = workspace.folder / "verified" / f"{config.fingerprint(state)}.json"
+    if not note.exists():
+        num_tensors = verify(folder)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, {"folder": str(folder), "tensors": num_tensors})
 
 
 def load_model_parameters(folder: str | Path, shape: LlamaConfig, mesh: Mesh | None) -> Any:

@@ -7,8 +7,9 @@ scores.jsonl.settings.json   what decides those numbers; a pass with other setti
 import contextlib
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,6 +111,14 @@ class Pass:
             "batches": self.packing.fingerprint,
         }
 
+    def _check_finite(self, places: Iterable[Any], sums: Iterable[Any]) -> None:
+        for place, total in zip(places, sums, strict=True):
+            if not math.isfinite(total):
+                raise UserError(
+                    f"document {self.documents.documents[place].id!r} has log-probability {total}: the weights hold "
+                    "numbers that are none, or overflow in their type; look with dynamics model info MODEL --verify"
+                )
+
     def lines(self, first_batch: int = 0) -> Iterator[list[Line]]:
         """The scores of the documents, in order, batch by batch."""
         if first_batch >= self.packing.num_batches:
@@ -117,6 +126,7 @@ class Pass:
         model = self.subject.load(self.mesh)
         encoded = self.documents.encoded
         for places, sums in logprob_sums(model, encoded, self.packing, first_batch=first_batch, mesh=self.mesh):
+            self._check_finite(places, sums)
             yield [
                 Line(
                     id=self.documents.documents[place].id,

@@ -119,6 +119,22 @@ class Topology:
         return max(wire_bytes / self.inside, network_bytes / self.chip.network)
 
 
+MOST_CHIPS = {"v4": 4096, "v5p": 8960}  # of a pod; those with a torus of two dimensions come in the listed shapes alone
+
+
+def _check_exists(chip: Chip, text: str, shape: tuple[int, ...]) -> None:
+    """UserError for a TPU slice that nobody can rent: the arithmetic would price it all the same."""
+    if chip.dimensions == 2 and "x".join(map(str, shape)) not in ("1x1", *chip.shapes):
+        raise UserError(f"--topology {text!r}: {chip.name} comes as 1x1, {', '.join(chip.shapes)}; give one of these")
+    if chip.dimensions == 3 and (
+        math.prod(shape) > MOST_CHIPS[chip.name] or any(size > 2 and size % 4 for size in shape)
+    ):
+        raise UserError(
+            f"--topology {text!r}: a slice of {chip.name} has sides of 1, 2 or a multiple of 4 and at most "
+            f"{MOST_CHIPS[chip.name]:,} chips, such as {', '.join(chip.shapes)}"
+        )
+
+
 def parse_topology(text: str, *, slices: int = 1) -> Topology:
     """'v5p:4x4x4' or 'h100:64'. Raises UserError naming what is known."""
     kind, _, sizes = text.partition(":")
@@ -135,6 +151,7 @@ def parse_topology(text: str, *, slices: int = 1) -> Topology:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) or len(shape) != wanted:
         what = f"{wanted} sizes joined by x" if chip.is_tpu else "the number of GPUs"
         raise UserError(f"--topology {text!r}: after {kind}: come {what}, such as {', '.join(chip.shapes)}")
+    _check_exists(chip, text, shape)
     if not chip.is_tpu:
         _check_gpus(text, shape[0], slices)
     return Topology(name=text, chip=chip, shape=shape, slices=slices)

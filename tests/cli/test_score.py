@@ -113,6 +113,17 @@ def test_a_template_with_tokens_that_the_model_lacks_is_scored_and_told(capsys, 
     assert "template 'chatml' needs 2 more: they are the mean of the others" in err
 
 
+def test_weights_that_are_no_numbers_are_an_error_and_not_a_line(capsys, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: -len(content) // 2] + b"\xff" * (len(content) - len(content[: -len(content) // 2])))
+    tokens = written(tmp_path / "t.jsonl", [{"id": "one", "tokens": [1, 2, 3]}])
+    code, out, err = score(capsys, tmp_path / "model", "--tokens", tokens)
+    assert (code, out) == (2, "")
+    assert "'one' has log-probability nan" in err
+
+
 @pytest.fixture(scope="module")
 def run_folder(tokenizer, tmp_path_factory):
     """The folder of a finished run of one update, and the folder of its cache."""

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from dynamics.data.template import CHATML, DOIT
 from dynamics.data.tokenizer import Tokenizer, train_tokenizer
+from dynamics.errors import UserError
 from dynamics.model.convert import (
     Params,
     export_model,
@@ -142,6 +143,16 @@ def test_an_export_from_a_mesh_is_the_same_files(tmp_path):
         export_model(Params.of(load_model(folder, mesh=mesh), None, max_length=64), tmp_path / name)
     assert_same(stored(tmp_path / "many"), stored(tmp_path / "one"))
     assert_same(stored(tmp_path / "one"), weights(TIED))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, tokenizer):
+    source = write_toy(tmp_path / "hf", GROUPED)  # fewer rows than the tokenizer has ids
+    tokenizer.save(source / "tokenizer.model")
+    with pytest.raises(UserError, match=r"390 ids and the model [0-9]+ rows: they belong to different models"):
+        import_model(source, tmp_path / "model", template=CHATML)
+    (source / "tokenizer.model").write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"hf: .*tokenizer.model"):
+        import_model(source, tmp_path / "model")
 
 
 def test_a_templates_tokens_get_rows_of_their_own(tmp_path, tokenizer):

@@ -218,6 +218,9 @@ def test_a_run_is_planned_like_a_study(plan):
     ("options", "words"),
     [
         (("--topology", "v7:2x2"), ["v7:2x2", "v5p:8x8x8"]),
+        (("--topology", "v5e:3x3"), ["v5e:3x3", "16x16"]),
+        (("--topology", "v5p:3x4x4"), ["v5p:3x4x4", "a multiple of 4"]),
+        (("--topology", "v5p:1000x1000x1000"), ["at most 8,960 chips"]),
         (("--topology", "v5e:2x4", "--price", "cheap"), ["--price 'cheap'", "v5p=4.2"]),
         (("--topology", "v5e:2x4", "--price", "v5p=4"), ["v5p=4", "they name v5e"]),
         (("--topology", "v5e:2x4", "--tokens-per-record", "0"), ["--tokens-per-record 0"]),

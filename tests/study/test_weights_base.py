@@ -14,6 +14,7 @@ from dynamics.model.llama import LlamaConfig, init
 from dynamics.model.sharding import MeshShape
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import _file_fingerprint, cell_id
+from dynamics.study.single import train_run
 
 from .tiny import RUN, changed
 
@@ -91,6 +92,19 @@ def test_weights_without_digests_are_refused(run, weights, tmp_path):
         cell_id(changed(run, base=str(tmp_path / "hf")))
     with pytest.raises(UserError, match="is no folder of weights; give one that `dynamics model import`"):
         cell_id(changed(run, base=str(weights.parent / "nowhere")))
+
+
+def test_weights_that_were_changed_are_not_trained_on(run, weights, tmp_path):
+    shutil.copytree(weights, tmp_path / "model")
+    good = changed(run, base=str(tmp_path / "model"), volume=0)
+    workspace = Workspace(tmp_path / "cache")
+    train_run(good, tmp_path / "runs", workspace, lambda fraction: None)
+    file = tmp_path / "model" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="digest"):
+        train_run(good, tmp_path / "again", workspace, lambda fraction: None)
 
 
 def test_the_mesh_is_no_part_of_a_runs_name(run):
