@@ -48,8 +48,8 @@ class Unigram:
     def head(self):
         return self.logits[None, :]
 
-    def __call__(self, tokens, positions, segments):
-        return jnp.ones((*tokens.shape, 1))
+    def __call__(self, tokens, positions, segments, index=None):
+        return jnp.ones((*(tokens if index is None else index).shape, 1))
 
 
 def record(ability, *contents, **fields):

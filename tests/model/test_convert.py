@@ -219,7 +219,8 @@ def test_an_import_takes_less_memory_than_one_file_of_it(tmp_path):
     assert found["import"] < 0.5 * file_bytes
     assert found["export"] < 0.5 * file_bytes
     parameter = 96 * 704 * 256 * 4  # the largest, of all layers
-    assert found["load"] < found["bytes"] + 2 * parameter  # the model itself, and one more parameter of it
+    # The model itself, one parameter on the host, one on its way to the device, and what the allocator keeps of one.
+    assert found["load"] < found["bytes"] + 3 * parameter
 
 
 PROGRAM = r"""
