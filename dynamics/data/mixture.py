@@ -35,17 +35,33 @@ def slice_ids(ids: Sequence[str], volume: int | None, *, seed: int, ability: str
     True
     """
     distinct = set(ids)
-    volume = len(distinct) if volume is None else volume
+    volume = _checked_volume(volume, len(distinct), repeats=len(ids) - len(distinct), ability=ability)
+    return _by_hash(distinct, "slice", seed, ability)[:volume]
+
+
+def head_ids(ids: Sequence[str], volume: int | None, *, ability: str) -> list[str]:
+    """The first `volume` distinct ids in the order of the source; all of them when `volume` is None.
+
+    Nested too, but it depends on the order of lines: for mixtures that were published so.
+
+    >>> head_ids(["b", "a", "b", "c"], 2, ability="math")
+    ['b', 'a']
+    """
+    distinct = list(dict.fromkeys(ids))
+    return distinct[: _checked_volume(volume, len(distinct), repeats=len(ids) - len(distinct), ability=ability)]
+
+
+def _checked_volume(volume: int | None, available: int, *, repeats: int, ability: str) -> int:
+    volume = available if volume is None else volume
     if volume < 0:
         raise UserError(f"ability {ability!r} has volume {volume}; a volume is a number of records, 0 or more")
-    if volume > len(distinct):
-        repeats = len(ids) - len(distinct)
+    if volume > available:
         also = f" (and {repeats} repeats of the same content)" if repeats else ""
         raise UserError(
-            f"volume {volume} of ability {ability!r} was asked for, but there are {len(distinct)} records{also}; "
+            f"volume {volume} of ability {ability!r} was asked for, but there are {available} records{also}; "
             "lower the volume or add records"
         )
-    return _by_hash(distinct, "slice", seed, ability)[:volume]
+    return volume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,18 +149,27 @@ ORDERS: tuple[Order, ...] = (Interleaved(), Shuffled(), Blocked())
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Volumes per ability and an order. `slice_seed` chooses the records, `order_seed` the order they come in."""
+    """Volumes per ability and an order. `slice_seed` chooses the records, `order_seed` the order they come in.
+
+    The abilities in `heads` give their first records in the order of the source, whatever the seed.
+    """
 
     volumes: tuple[tuple[str, int | None], ...]  # (ability, records); None: all there are
     order: Order = Interleaved()
     slice_seed: int = 0
     order_seed: int = 0
+    heads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [ability for ability, _ in self.volumes]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"the mixture names {', '.join(twice)} twice; give each ability one volume")
+        unknown = [ability for ability in self.heads if ability not in names]
+        if unknown:
+            raise UserError(
+                f"heads name {', '.join(unknown)}, which the mixture has no volume of; it has {', '.join(names)}"
+            )
 
     def slices(self, pool: Mapping[str, Sequence[str]]) -> Slices:
         """The slice of each ability out of `pool`, {ability: ids of all its records}."""
@@ -157,7 +182,11 @@ class Mixture:
                     f"the mixture names {ability!r}, of which there are no records; {hint}"
                     f"there are {', '.join(sorted(pool)) or 'no abilities'}"
                 )
-            groups[ability] = slice_ids(pool[ability], volume, seed=self.slice_seed, ability=ability)
+            groups[ability] = (
+                head_ids(pool[ability], volume, ability=ability)
+                if ability in self.heads
+                else slice_ids(pool[ability], volume, seed=self.slice_seed, ability=ability)
+            )
             repeats[ability] = len(pool[ability]) - len(set(pool[ability]))
         return Slices(groups=groups, repeats=repeats)
 

@@ -116,6 +116,16 @@ def plain_text(record: Record) -> str:
     return "\n".join(turn.content for turn in record.messages)
 
 
+def read_corpus(path: Path) -> Iterator[str]:
+    """The texts of a file of lines {"text": ...}; UserError at the first line that has none."""
+    for line in read_lines(path):
+        text = line.data.get("text") if isinstance(line.data, dict) else None
+        if line.problem or not isinstance(text, str):
+            problem = line.problem or 'has no text; each line is {"text": "..."}'
+            raise UserError(f"{path}:{line.line}: {problem}")
+        yield text
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """The family of sources: ten abilities (or others), each in three disjoint splits of records.
@@ -126,8 +136,15 @@ class Source:
     name: str
 
     def abilities(self) -> tuple[str, ...]:
-        """The abilities that load() accepts, those of the roster first and in its order."""
+        """What can be trained on: the abilities that load() accepts, those of the roster first and in its order."""
         raise NotImplementedError
+
+    def evaluated(self) -> tuple[str, ...]:
+        """The abilities whose valid and test records every model is scored on, whatever it was trained on.
+
+        load() accepts them too; one that has no file for a split gives no records of it.
+        """
+        return self.abilities()
 
     def load(self, ability: str, split: str) -> Loaded:
         """The records of one ability in one of SPLITS; UserError for an unknown ability or split."""
@@ -144,6 +161,13 @@ class Source:
     def fingerprint(self) -> str:
         """16 hex digits that change when what load() or corpus() gives may have changed."""
         raise NotImplementedError
+
+    def corpus_fingerprint(self) -> str:
+        """16 hex digits that change when corpus() or tokenizer_texts() may have changed.
+
+        Sources that differ in their records only may share it, and with it a tokenizer and a base model.
+        """
+        return self.fingerprint()
 
     def on_disk(self, cache: Path) -> "Source":
         """The source that a study reads: this one, or the files in `cache` that one of another format is written to."""
@@ -210,12 +234,7 @@ class Files(Source):
                 if (ability, "train") in found.files:
                     yield from map(plain_text, self.load(ability, "train").records)
             return
-        for line in read_lines(found.corpus):
-            text = line.data.get("text") if isinstance(line.data, dict) else None
-            if line.problem or not isinstance(text, str):
-                problem = line.problem or 'has no text; each line is {"text": "..."}'
-                raise UserError(f"{found.corpus}:{line.line}: {problem}")
-            yield text
+        yield from read_corpus(found.corpus)
 
     def fingerprint(self) -> str:
         found = self.found()
@@ -262,7 +281,7 @@ def find_files(folder: Path) -> FoundFiles:
 _Scan = dict[tuple[str, str], list[Path]]
 
 
-def _stem(path: Path) -> str | None:
+def record_stem(path: Path) -> str | None:
     """'math_train' of math_train.jsonl.gz; None for other files and for hidden ones."""
     ending = next((ending for ending in sorted(_ENDINGS, key=len, reverse=True) if path.name.endswith(ending)), None)
     return None if ending is None or path.name.startswith(".") else path.name.removesuffix(ending)
@@ -272,7 +291,7 @@ def _in_folders(folder: Path) -> _Scan:
     found: _Scan = {}
     for sub in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
         for path in sorted(sub.iterdir()):
-            if (split := _stem(path)) in SPLITS:
+            if (split := record_stem(path)) in SPLITS:
                 found.setdefault((ability_name(sub.name), str(split)), []).append(path)
     return found
 
@@ -280,7 +299,7 @@ def _in_folders(folder: Path) -> _Scan:
 def _flat(folder: Path) -> _Scan:
     found: _Scan = {}
     for path in sorted(folder.iterdir()):
-        ability, _, split = (_stem(path) or "").rpartition("_")
+        ability, _, split = (record_stem(path) or "").rpartition("_")
         if ability and split in SPLITS:
             found.setdefault((ability_name(ability), split), []).append(path)
     return found
@@ -294,7 +313,7 @@ def _doit(folder: Path) -> _Scan:
             continue
         hits: _Scan = {}
         for path in sorted((top / part).iterdir()):
-            ability, _, ending = (_stem(path) or "").rpartition("_")
+            ability, _, ending = (record_stem(path) or "").rpartition("_")
             if ability and ending == part:
                 hits.setdefault((ability_name(ability), split), []).append(path)
         found = hits | found  # the larger train file, which comes first, wins over the first thousand
@@ -311,7 +330,7 @@ def ability_of_file(path: str | Path) -> str | None:
     ('math', 'code', None)
     """
     path = Path(path)
-    stem = _stem(path) or ""
+    stem = record_stem(path) or ""
     name, _, ending = stem.rpartition("_")
     said = path.absolute().parent.name if stem in SPLITS else name if ending in (*SPLITS, "full", "1000") else ""
     known = ability_name(said)
