@@ -1,11 +1,12 @@
-"""Token ids on disk: documents written once in ArrayRecord, with lengths, keys and digests beside them.
+"""Token ids on disk: documents written once in ArrayRecord shards, with lengths, keys and digests beside them.
 
-    store/tokens.array_record   one record a document: uint32 little-endian, id | trained << 31
-    store/lengths.npy           int32 [documents, 2]: tokens, trained targets
-    store/keys.txt              one key a line, in the order of the records
-    store/manifest.json         settings of the writer, counts, and the size and digest of each file
+    store/tokens-00000-of-00003.array_record   the documents, so many to a shard (see `shards.py`)
+    store/lengths.npy      int32 [documents, 3]: tokens, trained targets, tokens before a length policy cut it
+    store/keys.txt         one key a line, in the order of the records
+    store/manifest.json    settings of the writer, its notes, counts, and the size and digest of each file
 
 A store is read only after every digest has been checked: a flipped bit in training data would otherwise go unseen.
+Nothing but ArrayRecord is needed to read one, TensorFlow in particular is not.
 """
 
 import contextlib
@@ -13,7 +14,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,53 +23,73 @@ import numpy as np
 import xxhash
 from jaxtyping import Bool, Int32, Int64, UInt32
 
+from dynamics.data.shards import (
+    TRAINED,
+    Document,
+    Shard,
+    file_entry,
+    open_shard,
+    own_digest,
+    read_shard,
+    write_shard,
+    writing,
+)
 from dynamics.data.template import Encoded
 from dynamics.errors import UserError
 
-_FORMAT = 1
-_FILES = ("tokens.array_record", "lengths.npy", "keys.txt")
-_TRAINED = np.uint32(1 << 31)
+DOCUMENTS_PER_SHARD = 4096  # about a second of one core's tokenising, and 3 MB
+_FORMAT = 2
 _IN_MEMORY = 1 << 30  # bytes of ids up to which a store is read once and kept
-_CHUNK = 1 << 22
+_MOST_OPEN = 256  # shards whose files are held open
 
 
 class TokenStore:
-    """Documents by number and by key. Make one with `build` or `open`."""
+    """Documents by number and by key. Make one with `build`, with `preparation.prepare`, or `open` one."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], *, in_memory: int) -> None:
-        from array_record.python.array_record_module import ArrayRecordReader
-
         self.folder = folder
         self.settings: dict[str, Any] = manifest["settings"]
-        self.fingerprint: str = manifest["fingerprint"]
+        self.notes: dict[str, Any] = manifest["notes"]  # what the maker counted
+        self.fingerprint: str = manifest["fingerprint"]  # of keys and documents, however many to a shard
+        self.shards: list[Path] = [folder / shard["file"] for shard in manifest["shards"]]
         lengths = np.load(folder / "lengths.npy")
         self.num_tokens: Int32[np.ndarray, " documents"] = lengths[:, 0]
         self.num_trained: Int32[np.ndarray, " documents"] = lengths[:, 1]
+        self.num_uncut: Int32[np.ndarray, " documents"] = lengths[:, 2]
         self.keys: list[str] = (folder / "keys.txt").read_text(encoding="utf-8").splitlines()
         self._index = {key: index for index, key in enumerate(self.keys)}
         self._starts = np.cumsum(self.num_tokens, dtype=np.int64) - self.num_tokens
-        self._reader = ArrayRecordReader(str(folder / "tokens.array_record"), "readahead_buffer_size:0")
+        sizes = [shard["documents"] for shard in manifest["shards"]]
+        self._first = np.cumsum(sizes, dtype=np.int64) - np.asarray(sizes, dtype=np.int64)  # document of each shard
+        self._readers: dict[int, Any] = {}
         self._values: UInt32[np.ndarray, " tokens"] | None = None
         if int(self.num_tokens.sum(dtype=np.int64)) * 4 <= in_memory:
-            self._values = self._from_disk(np.arange(len(self)))
+            self._values = self._whole()
 
     @staticmethod
     def build(
-        folder: str | Path, documents: Iterable[tuple[str, Encoded]], *, manifest: dict[str, Any]
+        folder: str | Path,
+        documents: Iterable[tuple[str, Encoded]],
+        *,
+        manifest: dict[str, Any],
+        documents_per_shard: int = DOCUMENTS_PER_SHARD,
     ) -> "TokenStore":
         """Write the (key, document) pairs and open the result; `manifest` says what made them, as plain JSON data.
 
         The folder appears when it is complete. When another process finished the same store first, theirs is opened.
         """
         folder = Path(folder)
-        with _writing(folder):
+        with writing(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            _write(unfinished, documents, settings=manifest)
-            with _writing(folder):
-                if not (folder / "manifest.json").is_file():
-                    _move(unfinished, folder)
+            shards: list[tuple[Path, Shard]] = []
+            rest = (Document(key=key, encoded=one, uncut=len(one)) for key, one in documents)
+            while some := list(islice(rest, documents_per_shard)):
+                path = unfinished / f"part-{len(shards):05}.array_record"
+                with _told_of(folder, unfinished):
+                    shards.append((path, write_shard(path, some)))
+            finish(folder, unfinished, shards, settings=manifest)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         return TokenStore.open(folder, manifest=manifest)
@@ -89,8 +111,8 @@ class TokenStore:
                 f"the token store {folder} was made with other settings (different: {', '.join(sorted(differ))}); "
                 "remove the folder to write it anew, or use another one"
             )
-        for name in _FILES:
-            _check_file(folder / name, found["files"][name])
+        for name, recorded in found["files"].items():
+            _check_file(folder / name, recorded)
         return TokenStore(folder, found, in_memory=in_memory)
 
     def __len__(self) -> int:
@@ -115,7 +137,7 @@ class TokenStore:
     ) -> tuple[Int32[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]:
         """(ids, trained?) of these documents, one after another in the order asked for."""
         values = self._from_disk(documents) if self._values is None else self._values[self._places(documents)]
-        return (values & ~_TRAINED).astype(np.int32), values >= _TRAINED
+        return (values & ~TRAINED).astype(np.int32), values >= TRAINED
 
     def document(self, index: int) -> Encoded:
         tokens, trained = self.read(np.array([index], dtype=np.int64))
@@ -127,24 +149,114 @@ class TokenStore:
         total = int(ends[-1]) if len(ends) else 0
         return np.arange(total) + np.repeat(self._starts[documents] - (ends - sizes), sizes)
 
+    def _whole(self) -> UInt32[np.ndarray, " tokens"]:
+        values = np.empty(int(self.num_tokens.sum(dtype=np.int64)), dtype=np.uint32)
+        place = 0
+        for path in self.shards:
+            some = read_shard(path)
+            values[place : place + len(some)] = some
+            place += len(some)
+        assert place == len(values), f"{place} ids were read where the index says {len(values)}"
+        return values
+
     def _from_disk(self, documents: Int64[np.ndarray, " documents"]) -> UInt32[np.ndarray, " tokens"]:
         if not len(documents):
             return np.zeros(0, dtype=np.uint32)
-        values = np.frombuffer(b"".join(self._reader.read(documents.tolist())), dtype="<u4")
+        records: list[bytes] = [b""] * len(documents)
+        shards = np.searchsorted(self._first, documents, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            places = np.flatnonzero(shards == shard)
+            some = self._reader(shard).read((documents[places] - self._first[shard]).tolist())
+            for place, record in zip(places.tolist(), some, strict=True):
+                records[place] = record
+        values = np.frombuffer(b"".join(records), dtype="<u4")
         expected = int(self.num_tokens[documents].sum(dtype=np.int64))
         assert len(values) == expected, f"{len(values)} ids were read where the index says {expected}"
         return values.astype(np.uint32, copy=False)
 
+    def _reader(self, shard: int) -> Any:
+        """The reader of a shard; the one opened first is closed when too many are open."""
+        if shard not in self._readers:
+            if len(self._readers) >= _MOST_OPEN:
+                self._readers.pop(next(iter(self._readers))).close()
+            self._readers[shard] = open_shard(self.shards[shard])
+        return self._readers[shard]
+
+
+def finish(
+    folder: Path,
+    unfinished: Path,
+    shards: Sequence[tuple[Path, Shard]],
+    *,
+    settings: dict[str, Any],
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Make a store of finished shards, which lie in the folder `unfinished`, and give it the name of `folder`.
+
+    Shards without a document are left out. What lies in `unfinished` and is no part of the store is removed.
+    """
+    shards = [(path, shard) for path, shard in shards if shard.keys]
+    keys = [key for _, shard in shards for key in shard.keys]
+    if not keys:
+        raise UserError("there is no document to write to a token store; check the source and the length policy")
+    if len(set(keys)) < len(keys):
+        seen: set[str] = set()
+        again = next(key for key in keys if key in seen or seen.add(key))
+        raise UserError(f"the key {again!r} of a document stands twice; use distinct ids")
+    lengths = np.array([row for _, shard in shards for row in shard.lengths], dtype="<i4")
+    with writing(folder):
+        fingerprint = _fingerprint(shards)
+        entries, files = [], {}
+        for number, (path, shard) in enumerate(shards):
+            name = f"tokens-{number:05}-of-{len(shards):05}.array_record"
+            os.replace(path, unfinished / name)
+            entries.append({"file": name, "documents": len(shard.keys)})
+            files[name] = {"bytes": shard.bytes, "xxh3": shard.xxh3}
+        np.save(unfinished / "lengths.npy", lengths)
+        (unfinished / "keys.txt").write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
+        files |= {name: file_entry(unfinished / name) for name in ("lengths.npy", "keys.txt")}
+        manifest = {
+            "format": _FORMAT,
+            "settings": settings,
+            "notes": dict(notes or {}),
+            "documents": len(keys),
+            "tokens": int(lengths[:, 0].sum(dtype=np.int64)),
+            "trained": int(lengths[:, 1].sum(dtype=np.int64)),
+            "fingerprint": fingerprint,
+            "shards": entries,
+            "files": files,
+        }
+        manifest["manifest"] = own_digest(manifest, "manifest")
+        (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+        for path in unfinished.iterdir():
+            if path.name not in files and path.name != "manifest.json":
+                path.unlink()
+        if not (folder / "manifest.json").is_file():
+            _move(unfinished, folder)
+
+
+def _fingerprint(shards: Sequence[tuple[Path, Shard]]) -> str:
+    """Of all keys and documents in their order; where a shard ends makes no difference."""
+    content = xxhash.xxh3_128(b"token store 1")
+    for path, shard in shards:
+        values = read_shard(path)
+        ends = np.cumsum([tokens for tokens, _, _ in shard.lengths])
+        assert ends[-1] == len(values), f"{path} holds {len(values)} ids where its note says {ends[-1]}"
+        start = 0
+        for key, end in zip(shard.keys, ends.tolist(), strict=True):
+            content.update(f"{key}:{4 * (end - start)};".encode())
+            content.update(values[start:end].tobytes())
+            start = end
+    return content.hexdigest()[:16]
+
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """ArrayRecord reports a full disk as a RuntimeError, the rest of the world as an OSError."""
+def _told_of(folder: Path, unfinished: Path) -> Iterator[None]:
+    """Errors name the folder that was asked for, not the one that is written first."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"the token store {folder} could not be written ({error}); free some space or choose another folder"
-        ) from error
+    except UserError as error:
+        raise UserError(str(error).replace(str(unfinished), str(folder))) from error
 
 
 def _move(unfinished: Path, folder: Path) -> None:
@@ -154,53 +266,6 @@ def _move(unfinished: Path, folder: Path) -> None:
     except OSError:
         if not (folder / "manifest.json").is_file():
             raise
-
-
-def _write(folder: Path, documents: Iterable[tuple[str, Encoded]], *, settings: dict[str, Any]) -> None:
-    """All files of a store. Errors of `documents` itself pass through as they are."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    keys: dict[str, None] = {}
-    lengths: list[tuple[int, int]] = []
-    content = xxhash.xxh3_128(b"token store 1")
-    # group_size:1 makes each document readable by itself; larger groups decode their neighbors too.
-    writer = ArrayRecordWriter(str(folder / _FILES[0]), "group_size:1")
-    for key, document in documents:
-        if key in keys or not key or "\n" in key:
-            raise UserError(f"the key {key!r} of a document is empty, repeated or has a line break; use distinct ids")
-        if not len(document):
-            raise UserError(f"document {key} has no token; leave it out, and count it")
-        keys[key] = None
-        lengths.append((len(document), document.num_trained))
-        record = (document.tokens.astype("<u4") | (document.trained.astype("<u4") << np.uint32(31))).tobytes()
-        content.update(f"{key}:{len(record)};".encode())
-        content.update(record)
-        with _writing(folder):
-            writer.write(record)
-    if not keys:
-        raise UserError("there is no document to write to a token store; check the source and the length policy")
-    with _writing(folder):
-        writer.close()
-        np.save(folder / _FILES[1], np.array(lengths, dtype="<i4"))
-        (folder / _FILES[2]).write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
-        manifest = {
-            "format": _FORMAT,
-            "settings": settings,
-            "documents": len(keys),
-            "tokens": sum(tokens for tokens, _ in lengths),
-            "fingerprint": content.hexdigest()[:16],
-            "files": {
-                name: {"bytes": (folder / name).stat().st_size, "xxh3": _digest(folder / name)} for name in _FILES
-            },
-        }
-        manifest["manifest"] = _own_digest(manifest)
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
-
-
-def _own_digest(manifest: dict[str, Any]) -> str:
-    """Digest of everything in a manifest but the entry that holds it."""
-    rest = {key: value for key, value in manifest.items() if key != "manifest"}
-    return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -216,7 +281,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has format {version}, this version reads {_FORMAT}; remove the folder to write the store anew"
         )
-    if recorded != _own_digest(manifest):
+    if recorded != own_digest(manifest, "manifest"):
         raise UserError(
             f"{path} does not match the digest it holds: it was damaged or changed; "
             "remove the folder to write the store anew"
@@ -233,21 +298,8 @@ def _check_file(path: Path, recorded: dict[str, Any]) -> None:
             f"{path} has {size} bytes, its manifest says {recorded['bytes']}: it was cut or changed; "
             "remove the folder to write the store anew"
         )
-    if _digest(path) != recorded["xxh3"]:
+    if file_entry(path)["xxh3"] != recorded["xxh3"]:
         raise UserError(
             f"{path} does not match the digest in its manifest: it was damaged or changed; "
             "remove the folder to write the store anew"
         )
-
-
-def _digest(path: Path) -> str:
-    state = xxhash.xxh3_128()
-    for chunk in _chunks(path):
-        state.update(chunk)
-    return state.hexdigest()
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk

@@ -2,6 +2,8 @@
 
 import json
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dynamics.data.store as store_module
 from dynamics.data.store import TokenStore
 from dynamics.data.template import Encoded
 from dynamics.errors import UserError
 
 SETTINGS = {"tokenizer": "abc", "length": 512, "nested": {"seed": 0}}
-FILES = ("tokens.array_record", "lengths.npy", "keys.txt")
+SHARDS = tuple(f"tokens-{number:05}-of-00003.array_record" for number in range(3))
+FILES = (*SHARDS, "lengths.npy", "keys.txt")
 
 
 def documents(num: int, seed: int = 0) -> list[tuple[str, Encoded]]:
@@ -30,7 +34,7 @@ def documents(num: int, seed: int = 0) -> list[tuple[str, Encoded]]:
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("with space") / "store"
-    TokenStore.build(folder, documents(20), manifest=SETTINGS)
+    TokenStore.build(folder, documents(20), manifest=SETTINGS, documents_per_shard=8)
     return folder
 
 
@@ -73,6 +77,43 @@ def test_equal_documents_give_an_equal_fingerprint(sound, tmp_path):
     assert TokenStore.build(tmp_path / "keys", renamed, manifest={}).fingerprint != first
     flipped = [(key, Encoded(tokens=d.tokens, trained=~d.trained)) for key, d in documents(20)]
     assert TokenStore.build(tmp_path / "mask", flipped, manifest={}).fingerprint != first
+
+
+@pytest.mark.parametrize("per_shard", [1, 7, 20])
+def test_where_shards_end_changes_no_document_and_no_fingerprint(sound, tmp_path, per_shard):
+    store = TokenStore.build(tmp_path / "store", documents(20), manifest={}, documents_per_shard=per_shard)
+    assert len(store.shards) == -(-20 // per_shard)
+    assert store.fingerprint == TokenStore.open(sound).fingerprint == "d2d3bf84fbb313d1"  # of format 1 too
+    for in_memory in (0, 1 << 30):
+        again = TokenStore.open(store.folder, in_memory=in_memory)
+        wanted = np.array([19, 0, 7, 8, 7, 13])
+        for one, other in zip(again.read(wanted), TokenStore.open(sound).read(wanted), strict=True):
+            assert one.tolist() == other.tolist()
+
+
+def test_equal_documents_give_equal_bytes(sound, tmp_path):
+    again = TokenStore.build(tmp_path / "again", documents(20), manifest=SETTINGS, documents_per_shard=8).folder
+    assert {file.name: file.read_bytes() for file in again.iterdir()} == {
+        file.name: file.read_bytes() for file in sound.iterdir()
+    }
+
+
+def test_more_shards_than_may_be_open_are_read(sound, monkeypatch):
+    monkeypatch.setattr(store_module, "_MOST_OPEN", 1)
+    store = TokenStore.open(sound, in_memory=0)
+    for index, (_, document) in enumerate(documents(20)):
+        assert store.document(19 - index if index % 2 else index) is not None
+        assert store.document(index).tokens.tolist() == document.tokens.tolist()
+
+
+def test_reading_a_store_imports_neither_jax_nor_tensorflow(sound):
+    code = (
+        "import sys; from dynamics.data.store import TokenStore; "
+        f"assert len(TokenStore.open({str(sound)!r}).read(__import__('numpy').arange(20))) == 2; "
+        "print([name for name in ('jax', 'tensorflow', 'seqio', 'tensorflow_datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_store_that_another_process_finished_first_is_used(sound):
@@ -156,8 +197,9 @@ def test_a_store_made_with_other_settings_is_refused(sound):
         ("[]", "manifest.json is damaged"),
         ("{}", "manifest.json is damaged"),
         ("[1", "manifest.json is damaged"),
-        (json.dumps({"format": 1, "files": {}, "settings": {}}), "does not match the digest it holds"),
-        (json.dumps({"format": 9, "files": {}, "settings": {}}), "has format 9, this version reads 1"),
+        (json.dumps({"format": 2, "files": {}, "settings": {}}), "does not match the digest it holds"),
+        (json.dumps({"format": 1, "files": {}, "settings": {}}), "has format 1, this version reads 2"),
+        (json.dumps({"format": 9, "files": {}, "settings": {}}), "has format 9, this version reads 2"),
     ],
 )
 def test_a_damaged_manifest_is_refused(sound, tmp_path, text, message):
@@ -174,8 +216,8 @@ def test_a_damaged_manifest_is_refused(sound, tmp_path, text, message):
     ("given_documents", "message"),
     [
         ([], "no document to write"),
-        ([documents(1)[0], documents(1)[0]], "key 'math/0' of a document is empty, repeated"),
-        ([("a\nb", documents(1)[0][1])], "has a line break"),
+        ([documents(1)[0], documents(1)[0]], "key 'math/0' of a document stands twice"),
+        ([("a\nb", documents(1)[0][1])], "is empty or has a line break"),
         ([("a", Encoded(tokens=np.zeros(0, np.int32), trained=np.zeros(0, bool)))], "document a has no token"),
     ],
 )
