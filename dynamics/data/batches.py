@@ -66,12 +66,14 @@ class Batches:
         rows: int,
         length: int,
         documents_per_row: int | None = None,
+        documents_per_batch: int | None = None,
         mix_epochs: bool = True,
     ) -> "Batches":
         """Plan the batches of documents named by key, a list for each epoch.
 
         With `mix_epochs` the last batch of an epoch is filled up from the next one; without, each epoch opens a new
-        batch, as DoIT counts its steps, at the price of padding.
+        batch, at the price of padding. With `documents_per_batch` too, N documents are ceil(N / documents_per_batch)
+        batches an epoch, as DoIT counts its steps.
         """
         documents = np.concatenate([store.indices(keys) for keys in epochs] or [np.zeros(0, np.int64)])
         sizes = [len(keys) for keys in epochs]
@@ -81,6 +83,7 @@ class Batches:
             rows=rows,
             length=length,
             documents_per_row=documents_per_row,
+            documents_per_batch=documents_per_batch,
             new_batch_at=() if mix_epochs else np.cumsum(sizes).tolist(),
         )
         return Batches(store, documents, packing, epoch_sizes=sizes)

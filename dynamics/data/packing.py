@@ -11,6 +11,7 @@ Source of the idea that ordering must survive packing: huggingface/trl issue 456
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,20 +156,29 @@ def plan(
     rows: int,
     length: int,
     documents_per_row: int | None = None,
+    documents_per_batch: int | None = None,
     new_batch_at: Sequence[int] = (),
 ) -> PackingPlan:
     """The packing of a planned order, a pure function of its arguments.
 
     `documents_per_row=1` gives one conversation a row, as DoIT trains. `new_batch_at` lists places of the planned
     order that open a new batch even when there is room: the starts of epochs, so that no step mixes two of them.
+    `documents_per_batch` gives every batch exactly so many documents, fewer only before a place of `new_batch_at` and
+    at the end: a batch is then a step of the run, whatever the lengths.
 
-    Raises UserError for an empty document and for one longer than a row: apply a length policy first.
+    Raises UserError for an empty document and for one longer than a row: apply a length policy first. And, with the
+    number of rows it takes, when the documents of some batch do not fit into `rows` rows.
     """
     _check_plan(num_tokens, rows=rows, length=length, documents_per_row=documents_per_row)
     assert len(num_tokens) == len(num_trained), "one count of trained tokens per document"
-    batch, row, offset, segment = _first_fit(
-        num_tokens.tolist(), rows, length, documents_per_row or length, frozenset(new_batch_at)
-    )
+    sizes, per_row = num_tokens.tolist(), documents_per_row or length
+    if documents_per_batch is None:
+        batch, row, offset, segment = _first_fit(sizes, rows, length, per_row, frozenset(new_batch_at))
+    else:
+        # In one row for each document there is always room, and first-fit fills no row before it needs it.
+        opened = frozenset(_every(documents_per_batch, len(sizes), new_batch_at))
+        batch, row, offset, segment = _first_fit(sizes, documents_per_batch, length, per_row, opened)
+        _check_rows(batch, row, rows=rows, length=length, documents=documents_per_batch)
     return PackingPlan(
         rows=rows,
         length=length,
@@ -208,6 +218,25 @@ def _check_plan(
         )
     if num_tokens[shortest] < 1:
         raise UserError(f"document {shortest} of the planned order has no token; leave it out before packing")
+
+
+def _every(documents: int, total: int, new_batch_at: Sequence[int]) -> Iterator[int]:
+    """Where batches of so many documents open, counted anew from each place of `new_batch_at`."""
+    if documents < 1:
+        raise UserError(f"batches of {documents} documents cannot be packed; give 1 or more")
+    starts = sorted({0, total, *(place for place in new_batch_at if place < total)})
+    for start, stop in itertools.pairwise(starts):
+        yield from range(start, stop, documents)
+
+
+def _check_rows(batch: list[int], row: list[int], *, rows: int, length: int, documents: int) -> None:
+    needed = max(row, default=0) + 1
+    if needed > rows:
+        short = len({one for one, place in zip(batch, row, strict=True) if place >= rows})
+        raise UserError(
+            f"{documents} documents a step do not fit into {rows} rows of {length} tokens in {short:,} of "
+            f"{batch[-1] + 1:,} steps; give {needed} rows or more, or longer ones"
+        )
 
 
 def _first_fit(

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from dynamics import config, tree
-from dynamics.data.mixture import Mixture, Slices
 from dynamics.errors import UserError
 from dynamics.eval.ability_eval import ItemResult, evaluate_prepared
 from dynamics.model.llama import LlamaConfig, abstract
@@ -30,12 +29,12 @@ from dynamics.study.base import (
     row_groups_here,
     run_mesh,
 )
-from dynamics.study.choice import RULES, by_ability, choose, curve_points
-from dynamics.study.course import Course, device_batches, plan_course
+from dynamics.study.choice import by_ability, choose, curve_points, rule_text
+from dynamics.study.course import device_batches, plan_run, pool_counts
 from dynamics.study.folder import CellFolder, write_json
 from dynamics.study.grid import Cell
-from dynamics.study.prepare import Pool, Workspace
-from dynamics.study.run import Run, identity
+from dynamics.study.prepare import Workspace
+from dynamics.study.run import benchmarks_of, identity
 from dynamics.train.checkpoint import Checkpointer, load_params, save_params
 from dynamics.train.distributed import agree, barrier, check_shared, is_lead, several
 from dynamics.train.log import Log, read_log
@@ -45,25 +44,6 @@ from dynamics.train.step import TrainState, abstract_state, init_state, make_ste
 Report = Callable[[float], None]  # told the fraction that is done
 
 _REPORT_EVERY = 1.0  # seconds
-
-
-def plan_run(run: Run, workspace: Workspace) -> tuple[Course, Slices]:
-    """The slice of each ability, and the course through them."""
-    pool = workspace.pool(run)
-    volume = None if run.volume == "full" else run.volume
-    mixture = Mixture(
-        volumes=tuple((ability, volume) for ability in run.ability_names()),
-        order=run.order,
-        slice_seed=run.seed if run.slice_seed is None else run.slice_seed,
-        order_seed=run.seed,
-    )
-    slices = mixture.slices(pool.ids)
-
-    def order(epoch: int) -> list[str]:
-        planned = mixture.order(slices.groups, seed=mixture.order_seed, epoch=epoch)
-        return [f"{ability}/{id}" for ability, id in planned]
-
-    return plan_course(pool.store, order, budget=run.budget, batch=run.batch), slices
 
 
 class Training:
@@ -83,6 +63,7 @@ class Training:
             split: workspace.evaluation(run, split, row_shards=row_groups(self.mesh)) for split in ("valid", "test")
         }
         self.curve: list[dict[str, Any]] = []  # changed in place only: it is part of every checkpoint's meta
+        self.benchmarks: list[dict[str, Any]] = []  # what they gave so far; changed in place too
         self.walked_back: list[str] = []  # why checkpoints of this run were not used; in every checkpoint's meta too
         self.eval_seconds = 0.0
         self._frozen: Any = None  # the model that adapters are trained for
@@ -92,7 +73,7 @@ class Training:
         self._report = report
         self._reported = 0.0
         self._began = time.monotonic()
-        self.course, self.slices = plan_run(run, workspace) if run.volume != 0 else (None, None)
+        self.course, self.slices = plan_run(run, workspace) if run.trains else (None, None)
         if several():
             self._check_together()
         if is_lead():
@@ -120,10 +101,14 @@ class Training:
         )
 
     def hooks(self) -> tuple[Hook, ...]:
-        """Evaluation on valid at the chosen steps."""
+        """Evaluation on valid at the chosen steps, and the benchmarks at some of them."""
         assert self.course is not None
         steps = self.course.evaluation_steps(self.run.evaluate_at)
-        return (Hook(steps=frozenset(steps), call=lambda step, state: self.evaluate(step, state.model)),)
+        hooks = [Hook(steps=frozenset(steps), call=lambda step, state: self.evaluate(step, state.model))]
+        if self.run.benchmarks:
+            some = self.course.nearest_evaluations(self.run.benchmark_at, steps)
+            hooks.append(Hook(steps=frozenset(some), call=lambda step, state: self.read_benchmarks(step, state.model)))
+        return tuple(hooks)
 
     def note(self, step: int) -> None:
         """Report how far the training is, at most about once a second."""
@@ -141,14 +126,38 @@ class Training:
         """
         began = time.perf_counter()
         results = evaluate_prepared(whole_model(self._frozen, trained), self.prepared["valid"][0], mesh=self.mesh)
-        epoch = self.course.epoch_at(step) if self.course is not None else 0.0
+        epoch = self._epoch(step)
         self.curve[:] = [point for point in self.curve if point["step"] < step]
         self.curve += curve_points(results, step=step, epoch=epoch)
         self.eval_seconds += time.perf_counter() - began
-        if agree(choose(self.curve, self.run.choose) == step):
+        if agree(self._chosen() == step):
             self.best_step, self._best, self._best_results = step, kept(trained), results
             if self.run.checkpoint_every:
                 save_params(self._best_folder(step), self._best, config=self.cell.id)
+
+    def read_benchmarks(self, step: int, trained: Any) -> None:
+        """Put the benchmarks to the parameters of this step."""
+        from dynamics.eval.benchmark_eval import score_benchmarks
+
+        began = time.perf_counter()
+        found = score_benchmarks(
+            whole_model(self._frozen, trained), benchmarks_of(self.run), tokenizer=self.workspace.tokenizer(self.run),
+            template=self.run.template, mesh=self.mesh,
+        )  # fmt: skip
+        self.benchmarks[:] = [entry for entry in self.benchmarks if entry["step"] < step]
+        self.benchmarks += agree([entry | {"step": step, "epoch": self._epoch(step)} for entry in found])
+        self.eval_seconds += time.perf_counter() - began
+
+    def _epoch(self, step: int) -> float:
+        return 0.0 if self.course is None else self.course.epoch_at(step)
+
+    def _chosen(self) -> int | None:
+        """The step that the evaluations so far choose; None while none counts and there are more to come."""
+        after = self.run.choose_after if self.run.choose == "best_valid" else 0.0
+        last = self.curve[-1]
+        if last["epoch"] <= after and last["step"] < self.steps:
+            return None
+        return choose(self.curve, self.run.choose, after=after)
 
     def finish(self, trained: Trained | None) -> dict[str, Any]:
         """Read the test set once, at the chosen parameters, and put the scores together."""
@@ -165,21 +174,27 @@ class Training:
         scores = {
             "cell": self.cell.id,
             "coords": self.coords(),
-            "chosen": {"step": self.best_step, "rule": RULES[self.run.choose]},
+            "chosen": {"step": self.best_step, "rule": rule_text(self.run.choose, self.run.choose_after)},
             "curve": self.curve,
             "test": by_ability(test),
             "valid": by_ability(self._best_results),
+            "benchmarks": self.benchmarks,
             "run": self._record(trained, test),
         }
         return agree(scores)
 
     def coords(self) -> dict[str, Any]:
-        """The cell's coordinates with what is known only now: parameters, and the volume 'full' as a number."""
-        volume = self.run.volume
-        if volume == "full":
-            assert self.slices is not None
-            volume = round(self.slices.num_records / len(self.slices.groups))
-        return self.cell.coords | {"params": tree.num_parameters(abstract(self.shape)), "volume": volume}
+        """The cell's coordinates with what is known only now: parameters, records, and the volume as a number.
+
+        Of a recipe and of 'full' that is the mean over the abilities trained on.
+        """
+        volume, records = self.run.volume, 0
+        if self.slices is not None:
+            records = self.slices.num_records
+            if volume == "full" or self.run.recipe is not None:
+                volume = round(records / len(self.slices.groups))
+        params = tree.num_parameters(abstract(self.shape))
+        return self.cell.coords | {"params": params, "volume": volume, "records": records}
 
     def restored(self, checkpointer: Checkpointer) -> TrainState:
         """The state of the newest sound checkpoint, its curve and its best parameters; step 0 when there is none.
@@ -192,13 +207,16 @@ class Training:
         if found.state is None:
             return self.start()
         self.curve[:] = found.meta["curve"]
-        if self.curve:
-            self.best_step = choose(self.curve, self.run.choose)
+        self.benchmarks[:] = found.meta.get("benchmarks", ())
+        chosen = self._chosen() if self.curve else None
+        if chosen is not None:
+            self.best_step = chosen
             try:
                 self._best = self._loaded_best()
             except UserError as error:
                 self.walked_back.append(f"step {found.step}: not used, and the run started over: {error}")
                 self.curve.clear()
+                self.benchmarks.clear()
                 if is_lead():
                     remove_checkpoints(self.folder)
                 barrier("removed")
@@ -210,7 +228,7 @@ class Training:
     @property
     def meta(self) -> dict[str, Any]:
         """What every checkpoint holds beside the state; the lists are changed in place."""
-        return {"curve": self.curve, "walked_back": self.walked_back}
+        return {"curve": self.curve, "benchmarks": self.benchmarks, "walked_back": self.walked_back}
 
     def _target(self) -> TrainState:
         """What a checkpoint of this run is restored to."""
@@ -325,25 +343,14 @@ def _merged(frozen: Any, adapters: Any, *, shape: LlamaConfig) -> Any:
     return merge(thaw(frozen, abstract(shape)), adapters)
 
 
-def pool_counts(pool: Pool, slices: Slices) -> dict[str, int]:
-    """Counts of a slice: its records, those cut to the row, and what its abilities lost before slicing."""
-    abilities = list(slices.groups)
-    keys = {f"{ability}/{id}" for ability, ids in slices.groups.items() for id in ids}
-    return {
-        "records": slices.num_records,
-        "truncated": len(keys & pool.truncated),
-        "rejected": sum(pool.rejected[ability] for ability in abilities),
-        "dropped": sum(pool.counts[ability].dropped for ability in abilities),
-        "untrained": sum(pool.counts[ability].no_trained_token for ability in abilities),
-        "repeats": sum(slices.repeats.values()),
-    }
-
-
 def train_cell(cell: Cell, folder: CellFolder, workspace: Workspace, report: Report) -> dict[str, Any]:
     """The scores of one cell, trained alone. With `checkpoint_every` an interrupted run goes on where it was saved."""
     training = Training(cell, folder, workspace, report)
     if training.course is None:
-        training.evaluate(0, first_model(cell.run, training.shape, workspace, report, training.mesh))
+        model = first_model(cell.run, training.shape, workspace, report, training.mesh)
+        training.evaluate(0, model)
+        if cell.run.benchmarks:
+            training.read_benchmarks(0, model)
         return training.finish(None)
     run = cell.run
     step = make_step(run.objective, run.optimizer, training.mesh)

@@ -10,11 +10,20 @@ from dynamics.eval.ability_eval import ItemResult
 RULES = {"best_valid": "highest mean valid score", "last": "last step"}
 
 
-def choose(curve: Sequence[Mapping[str, Any]], rule: str) -> int:
-    """The step whose parameters are used: on valid alone. Equal scores go to the lower mean loss, then the earlier."""
+def rule_text(rule: str, after: float) -> str:
+    """The rule in words: 'highest mean valid score after epoch 5'."""
+    return RULES[rule] + (f" after epoch {after:g}" if after and rule == "best_valid" else "")
+
+
+def choose(curve: Sequence[Mapping[str, Any]], rule: str, *, after: float = 0.0) -> int:
+    """The step whose parameters are used: on valid alone. Equal scores go to the lower mean loss, then the earlier.
+
+    Only evaluations later than `after` epochs count; where there is none, the last one is taken.
+    """
     steps = sorted({point["step"] for point in curve})
     if rule == "last":
         return steps[-1]
+    steps = sorted({point["step"] for point in curve if point["epoch"] > after}) or steps[-1:]
 
     def rank(step: int) -> tuple[float, float, int]:
         points = [point for point in curve if point["step"] == step]

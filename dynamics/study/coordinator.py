@@ -315,15 +315,15 @@ def choose_way(way: Way, study: Study) -> Literal["workers", "vmap", "singles"]:
                 "singles: one run after another on the devices of all of them"
             )
         return "singles"
-    meshed = study.run.mesh != MeshShape()
+    runs = [grid.run for grid in study.grids()]
+    meshed = next((run.mesh for run in runs if run.mesh != MeshShape()), None)
     if way in ("workers", "vmap") and meshed:
+        raise UserError(f"way={way!r} gives every run one device, and the run has {meshed}; use singles, or no mesh")
+    saving = max(run.checkpoint_every for run in runs)
+    if way == "vmap" and saving:
         raise UserError(
-            f"way={way!r} gives every run one device, and the run has {study.run.mesh}; use singles, or no mesh"
-        )
-    if way == "vmap" and study.run.checkpoint_every:
-        raise UserError(
-            f"way='vmap' writes no checkpoints inside a run, and checkpoint_every={study.run.checkpoint_every}; "
-            "use singles, or checkpoint_every=0"
+            f"way='vmap' writes no checkpoints inside a run, and checkpoint_every={saving}; use singles, or "
+            "checkpoint_every=0"
         )
     if way != "auto":
         return way
@@ -331,8 +331,8 @@ def choose_way(way: Way, study: Study) -> Literal["workers", "vmap", "singles"]:
         return "singles"
     if platform == "cpu":
         return "workers"
-    largest = max(_dense_parameters(size) for size in (study.sizes or (study.run.size,)))
-    alone = study.run.checkpoint_every or study.run.adapter is not None  # each with a frozen model of its own
+    largest = max(_dense_parameters(size) for grid in study.grids() for size in (grid.sizes or (grid.run.size,)))
+    alone = saving or any(run.adapter is not None for run in runs)  # each with a frozen model of its own
     return "vmap" if largest <= _LARGEST_MEMBER and not alone else "singles"
 
 

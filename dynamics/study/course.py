@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from dynamics.data.batches import Batches, DeviceBatch, compact, trained_cap
+from dynamics.data.mixture import Mixture, Slices
 from dynamics.data.store import TokenStore
 from dynamics.errors import UserError
-from dynamics.study.run import Batch, Budget
+from dynamics.study.prepare import Pool, Workspace
+from dynamics.study.run import Batch, Budget, Run, volumes
 
 EpochOrder = Callable[[int], Sequence[str]]  # epoch -> keys of the store, each document once
 
@@ -41,22 +43,53 @@ class Course:
             steps = {step for step in self.batches.epoch_ends if step <= self.steps}
         return tuple(sorted(steps | {self.steps}))
 
+    def nearest_evaluations(self, fractions: Sequence[float], evaluations: Sequence[int]) -> tuple[int, ...]:
+        """Of these steps the one nearest to each fraction of the run, the earlier of two."""
+        nearest = {min(evaluations, key=lambda step: (abs(step - at * self.steps), step)) for at in fractions}
+        return tuple(sorted(nearest))
+
+
+def mixture_of(run: Run, counts: Mapping[str, int]) -> Mixture:
+    """Which records the run trains on, given how many there are of each ability, and their order."""
+    of = volumes(run, counts)
+    return Mixture(
+        volumes=tuple(of.items()),
+        order=run.order,
+        slice_seed=run.seed if run.slice_seed is None else run.slice_seed,
+        order_seed=run.seed,
+        heads=() if run.recipe is None else run.recipe.heads(of),
+    )
+
+
+def plan_run(run: Run, workspace: Workspace) -> tuple[Course, Slices]:
+    """The slice of each ability, and the course through them."""
+    pool = workspace.pool(run)
+    mixture = mixture_of(run, {ability: len(set(ids)) for ability, ids in pool.ids.items()})
+    slices = mixture.slices(pool.ids)
+
+    def order(epoch: int) -> list[str]:
+        planned = mixture.order(slices.groups, seed=mixture.order_seed, epoch=epoch)
+        return [f"{ability}/{id}" for ability, id in planned]
+
+    return plan_course(pool.store, order, budget=run.budget, batch=run.batch), slices
+
 
 def plan_course(store: TokenStore, order: EpochOrder, *, budget: Budget, batch: Batch) -> Course:
     """Epoch after epoch in order, until the budget is met; the last batch may close with room left.
 
     Batches run on over the end of an epoch, so every step but the last reads about as many tokens whatever the volume.
+    With `batch.documents` they do not: a step reads so many conversations, an epoch's last step what is left.
     """
     epochs = [list(order(0))]
     if not epochs[0]:
         raise UserError("there is no document to train on; raise the volume, or set it to 0 to score the base model")
     epoch_tokens = int(store.num_tokens[store.indices(epochs[0])].sum())
-    num_epochs = _enough_epochs(budget, epoch_tokens=epoch_tokens, batch_tokens=batch.rows * batch.length)
+    num_epochs = _enough_epochs(budget, batch, epoch_tokens=epoch_tokens, epoch_documents=len(epochs[0]))
     epochs += [list(order(epoch)) for epoch in range(1, num_epochs)]
     size = len(epochs[0])
     bound_by, documents, steps = _resolve(store, epochs, budget=budget, batch=batch)
     cut = [epochs[index][: documents - index * size] for index in range(math.ceil(documents / size))]
-    batches = Batches.build(store, cut, rows=batch.rows, length=batch.length)
+    batches = _packed(store, cut, batch)
     assert len(batches) == steps, "cutting the plan at the end of a batch changes no batch before it"
     return Course(
         batches=batches,
@@ -68,22 +101,29 @@ def plan_course(store: TokenStore, order: EpochOrder, *, budget: Budget, batch: 
     )
 
 
-def _enough_epochs(budget: Budget, *, epoch_tokens: int, batch_tokens: int) -> int:
-    """So many epochs hold the budget for certain: a batch never takes more than `batch_tokens`."""
+def _packed(store: TokenStore, epochs: Sequence[Sequence[str]], batch: Batch) -> Batches:
+    return Batches.build(
+        store, epochs, rows=batch.rows, length=batch.length, documents_per_batch=batch.documents,
+        mix_epochs=batch.documents is None,
+    )  # fmt: skip
+
+
+def _enough_epochs(budget: Budget, batch: Batch, *, epoch_tokens: int, epoch_documents: int) -> int:
+    """So many epochs hold the budget for certain: a batch never takes more than its rows or its documents."""
     updates = max(budget.updates or 0, budget.min_updates)
-    needed = [
-        (budget.epochs or 0.0) * epoch_tokens,
-        budget.tokens or 0,
-        (updates + 1) * batch_tokens if updates else 0,
-    ]
-    return max(1, math.ceil(max(needed) / epoch_tokens))
+    if batch.documents is None:
+        epochs_of_updates = (updates + 1) * batch.rows * batch.length / epoch_tokens
+    else:
+        epochs_of_updates = (updates + 1) / math.ceil(epoch_documents / batch.documents)
+    needed = [budget.epochs or 0.0, (budget.tokens or 0) / epoch_tokens, epochs_of_updates if updates else 0.0]
+    return max(1, math.ceil(max(needed)))
 
 
 def _resolve(
     store: TokenStore, epochs: Sequence[Sequence[str]], *, budget: Budget, batch: Batch
 ) -> tuple[str, int, int]:
     """(what decided, documents read, steps)."""
-    packing = Batches.build(store, epochs, rows=batch.rows, length=batch.length).plan
+    packing = _packed(store, epochs, batch).plan
     if budget.epochs is not None:
         bound_by, documents = "epochs", max(1, round(budget.epochs * len(epochs[0])))
         steps = packing.batches_until(documents)
@@ -99,6 +139,20 @@ def _resolve(
         bound_by, steps = "min_updates", budget.min_updates
         documents = int(packing.starts[steps])
     return bound_by, documents, steps
+
+
+def pool_counts(pool: Pool, slices: Slices) -> dict[str, int]:
+    """Counts of a slice: its records, those cut to the row, and what its abilities lost before slicing."""
+    abilities = list(slices.groups)
+    keys = {f"{ability}/{id}" for ability, ids in slices.groups.items() for id in ids}
+    return {
+        "records": slices.num_records,
+        "truncated": len(keys & pool.truncated),
+        "rejected": sum(pool.rejected[ability] for ability in abilities),
+        "dropped": sum(pool.counts[ability].dropped for ability in abilities),
+        "untrained": sum(pool.counts[ability].no_trained_token for ability in abilities),
+        "repeats": sum(slices.repeats.values()),
+    }
 
 
 def device_batches(

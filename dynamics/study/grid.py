@@ -25,7 +25,11 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """Every combination of the axes, each a variation of `run`. An axis left empty stays as `run` has it."""
+    """Every combination of the axes, each a variation of `run`. An axis left empty stays as `run` has it.
+
+    The cells of the grids in `plus` are added in the same folder, each cell once: a study whose parts differ in more
+    than one setting at a time, such as human records against synthetic ones and mixtures of both.
+    """
 
     name: str  # also the name of the study's folder
     run: Run
@@ -38,6 +42,7 @@ class Study:
     budgets: tuple[Budget, ...] = ()
     base_cells: bool = True  # also score each base model untrained on instructions: volume 0
     measure_speedup: bool = True  # time the population of workers against one run after another
+    plus: tuple["Study", ...] = ()  # more grids; the name and measure_speedup of the first one count for all
 
     def __post_init__(self) -> None:
         config.check_fields(self)
@@ -50,16 +55,24 @@ class Study:
             raise UserError(f"a study is named {self.name!r}; use letters, digits, '.', '_' and '-': it names a folder")
 
     def cells(self) -> tuple[Cell, ...]:
-        """All cells, each once, in the order of the axes."""
+        """All cells, each once, in the order of the axes, grid after grid."""
         cells: dict[str, Cell] = {}
+        budgets = any(grid.budgets for grid in self.grids())
         for run in self.runs():
-            coords = coordinates(run) | ({"budget": budget_name(run.budget)} if self.budgets else {})
+            coords = coordinates(run) | ({"budget": budget_name(run.budget)} if budgets else {})
             cell = Cell(id=cell_id(run), coords=coords, run=run)
             cells.setdefault(cell.id, cell)
         return tuple(cells.values())
 
+    def grids(self) -> tuple["Study", ...]:
+        """This grid and all in `plus`, theirs included, each without its own `plus`."""
+        return dataclasses.replace(self, plus=()), *(grid for other in self.plus for grid in other.grids())
+
     def runs(self) -> list[Run]:
-        """Every combination of the axes, before cells are named; reads no data."""
+        """Every combination of the axes of every grid, before cells are named; reads no data."""
+        return [run for grid in self.grids() for run in grid._runs()]
+
+    def _runs(self) -> list[Run]:
         sources = self.sources or (self.run.source,)
         sizes = self.sizes or (self.run.size,)
         runs = [
@@ -85,29 +98,32 @@ class Study:
         ]
         if self.base_cells and self.run.base is not None:
             # A base model does not depend on order, abilities or seed: one cell for each source and size.
-            runs = [
-                *(
-                    dataclasses.replace(self.run, source=source, size=size, volume=0, abilities=(), seed=0)
-                    for source, size in itertools.product(sources, sizes)
-                ),
-                *(run for run in runs if run.volume != 0),
-            ]
+            bases = (
+                dataclasses.replace(self.run, source=source, size=size, volume=0, recipe=None, abilities=(), seed=0)
+                for source, size in itertools.product(sources, sizes)
+            )
+            runs = [*bases, *(run for run in runs if run.trains)]
         return runs
 
     def map_runs(self, change: Callable[[Run], Run]) -> "Study":
         """The study with every run changed alike, its sources included."""
         changed = change(self.run)
         sources = tuple(change(dataclasses.replace(self.run, source=source)).source for source in self.sources)
-        return dataclasses.replace(self, run=changed, sources=sources)
+        plus = tuple(grid.map_runs(change) for grid in self.plus)
+        return dataclasses.replace(self, run=changed, sources=sources, plus=plus)
 
 
 def coordinates(run: Run) -> dict[str, Any]:
-    """Where a run lies on the axes, in plain values. `params` is filled in once the vocabulary is known."""
+    """Where a run lies on the axes, in plain values. `params` is filled in once the vocabulary is known.
+
+    `mixture` is the recipe's name, or "even" where every ability has `volume` records.
+    """
     names = run.ability_names()
     return {
         "size": run.size_name,
         "params": None,
-        "volume": run.volume,
+        "volume": run.volume if run.recipe is None else run.recipe.name,  # its number follows from the data
+        "mixture": "even" if run.recipe is None else run.recipe.name,
         "abilities": "all" if names == run.source.abilities() else "+".join(names),
         "seed": run.seed,
         "source": run.source.name,

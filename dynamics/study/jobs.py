@@ -1,6 +1,8 @@
 """What a worker does when it is told to: train a base model, run a cell, take timing steps."""
 
 import contextlib
+import functools
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -9,19 +11,21 @@ from typing import Any
 
 from dynamics import config, tree
 from dynamics.errors import UserError
+from dynamics.eval.benchmarks import Benchmark
 from dynamics.model.llama import abstract
 from dynamics.study.base import base_folder, base_is_ready, base_parameters
 from dynamics.study.cell import remove_checkpoints, train_cell
 from dynamics.study.folder import CellFolder, StudyFolder, write_json
 from dynamics.study.grid import Cell
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Base, Budget, Run
+from dynamics.study.run import Base, Budget, Run, benchmarks_of, volumes
 from dynamics.study.schedule import Job
 from dynamics.study.workers import Tell
 from dynamics.train.distributed import agree, failed_everywhere, is_lead, several
 
 _BACKWARD = 3  # a training step costs about three forward passes
 _REPORT_EVERY = 1.0  # seconds
+_QUESTION_TOKENS = 100  # of a benchmark's question or worked example, about
 
 _workspaces: dict[str, Workspace] = {}  # a worker's, by cache folder: it serves all of the worker's jobs
 
@@ -79,19 +83,34 @@ def _cell_tokens(run: Run, workspace: Workspace) -> float:
     batches = [batch for packed in prepared.packed for batch in packed.batches]
     evaluation = sum(batch["tokens"].size for batch in batches)
     evaluation += len(prepared.prompts) * run.evaluation.max_new_tokens * _BACKWARD
-    if run.volume == 0:
-        return 2.0 * evaluation
-    per_epoch = 0.0
-    for ability in run.ability_names():
+    if not run.trains:
+        return 2.0 * evaluation + _benchmark_tokens(run)
+    per_epoch, documents = 0.0, 0
+    there = {ability: len(set(ids)) for ability, ids in pool.ids.items()}
+    for ability, volume in volumes(run, there).items():
         keys = [f"{ability}/{id}" for id in pool.ids[ability]]
-        count = len(keys) if run.volume == "full" else min(run.volume, len(keys))
+        count = len(keys) if volume is None else min(volume, len(keys))
+        documents += count
         per_epoch += float(pool.store.num_tokens[pool.store.indices(keys)].mean()) * count if keys else 0.0
-    batch_tokens = run.batch.rows * run.batch.length
+    batch_tokens = float(run.batch.rows * run.batch.length)
+    if run.batch.documents is not None:
+        batch_tokens = per_epoch / max(1, math.ceil(documents / run.batch.documents))
     tokens = max(_budget_tokens(run.budget, per_epoch, batch_tokens), run.budget.min_updates * batch_tokens)
-    return _BACKWARD * tokens + (len(run.evaluate_at) + 1) * evaluation
+    evaluations = len(run.evaluate_at) or math.ceil(tokens / max(per_epoch, 1.0))
+    return _BACKWARD * tokens + (evaluations + 1) * evaluation + len(run.benchmark_at) * _benchmark_tokens(run)
 
 
-def _budget_tokens(budget: Budget, per_epoch: float, batch_tokens: int) -> float:
+def _benchmark_tokens(run: Run) -> float:
+    """Tokens of reading the run's benchmarks once."""
+    return float(sum(_QUESTION_TOKENS * (1 + shots) * n for n, of in _questions(benchmarks_of(run)) for shots in of))
+
+
+@functools.cache
+def _questions(benchmarks: tuple[Benchmark, ...]) -> list[tuple[int, tuple[int, ...]]]:
+    return [(len(benchmark.questions()), benchmark.shots) for benchmark in benchmarks]
+
+
+def _budget_tokens(budget: Budget, per_epoch: float, batch_tokens: float) -> float:
     if budget.epochs is not None:
         return budget.epochs * per_epoch
     return float(budget.tokens) if budget.tokens is not None else float((budget.updates or 0) * batch_tokens)

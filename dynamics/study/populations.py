@@ -44,7 +44,9 @@ def groups(cells: Sequence[Cell], workspace: Workspace) -> list[list[Cell]]:
 
 
 def _volume(cell: Cell) -> float:
-    return float("inf") if cell.run.volume == "full" else cell.run.volume
+    """Of recipes and of 'full' only the data would tell; they come with the long ones."""
+    run = cell.run
+    return float("inf") if run.recipe is not None or run.volume == "full" else run.volume
 
 
 def run_population(
@@ -55,7 +57,7 @@ def run_population(
         members: list[tuple[Cell, CellFolder]] = []
         for cell in cells:
             folder = home.cell(cell.id)
-            if cell.run.volume == 0:
+            if not cell.run.trains:
                 ended(cell.id, run_cell(cell, folder, workspace, lambda fraction: None))
             elif not stack.enter_context(folder.claim()):
                 ended(cell.id, {"state": "busy"})

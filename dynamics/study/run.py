@@ -8,17 +8,20 @@ resolved run together with the content of its data is the name of its cell.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from dynamics import config
 from dynamics.data.mixture import Interleaved, Order
+from dynamics.data.recipes import Recipe
 from dynamics.data.sample_sets import SampleSets
 from dynamics.data.sources import Source
 from dynamics.data.template import DOIT, Template
 from dynamics.data.tokenizer import Tokenizer
 from dynamics.errors import UserError
 from dynamics.eval.ability_eval import Evaluation
+from dynamics.eval.benchmarks import Benchmark
 from dynamics.losses.objective import Objective
 from dynamics.losses.sft import SFT
 from dynamics.model.llama import SIZES, LlamaConfig
@@ -33,13 +36,20 @@ RESULTS_VERSION = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The shape of a step's batch: `rows` packed rows of `length` tokens, worked through in `micro` equal parts."""
+    """The shape of a step's batch: `rows` packed rows of `length` tokens, worked through in `micro` equal parts.
+
+    A step reads as many conversations as fit. With `documents` it reads exactly so many, and what is left at the end of
+    an epoch: N records are ceil(N / documents) steps an epoch, as DoIT counts them. `rows` must then hold them all.
+    """
 
     rows: int = 8
     length: int = 128
     micro: int = 1
+    documents: int | None = None  # conversations of a step; None: as many as fit, epochs run into each other
 
     def __post_init__(self) -> None:
+        if self.documents is not None and self.documents < 1:
+            raise UserError(f"Batch(documents={self.documents}); give the conversations of a step, 1 or more, or None")
         if min(self.rows, self.length, self.micro) < 1 or self.rows % self.micro:
             raise UserError(
                 f"Batch(rows={self.rows}, length={self.length}, micro={self.micro}): all must be at least 1 and rows a "
@@ -88,6 +98,7 @@ class Run:
     size: str | LlamaConfig = "0.2m"  # a named size or a shape of your own
     abilities: tuple[str, ...] = ()  # none named: every ability of the source
     volume: int | Literal["full"] = 64  # records for each ability; 0 scores the base model as it is
+    recipe: Recipe | None = None  # records of each ability computed from how many there are; `volume` is then not used
     order: Order = Interleaved()
     template: Template = DOIT
     # A SentencePiece file or a tokenizer.json, "{data_dir}" being the source's folder; None: the base model's where
@@ -105,6 +116,9 @@ class Run:
     evaluation: Evaluation = Evaluation()
     evaluate_at: tuple[float, ...] = (0.5, 1.0)  # fractions of the run; empty: the end of every epoch
     choose: Literal["best_valid", "last"] = "best_valid"  # whose parameters read the test set
+    choose_after: float = 0.0  # epochs; best_valid looks only at later evaluations, at the last where there is none
+    benchmarks: tuple[Benchmark, ...] = ()  # tests of their own; "{data_dir}" in a folder is the source's
+    benchmark_at: tuple[float, ...] = (1.0,)  # fractions of the run: the evaluations nearest to them read `benchmarks`
     over_long: Literal["error", "truncate", "drop"] = "error"  # conversations longer than a row
     seed: int = 0  # draws the slice, the order and (without a base) the first parameters
     slice_seed: int | None = None  # None: the slice follows `seed`; a number: every seed trains on one slice
@@ -118,6 +132,12 @@ class Run:
             raise UserError(f"volume={self.volume}; give the number of records for each ability, 0 for none, or 'full'")
         if any(not 0 < at <= 1 for at in self.evaluate_at):
             raise UserError(f"evaluate_at={self.evaluate_at} holds a number outside (0, 1]; give fractions of the run")
+        if any(not 0 < at <= 1 for at in self.benchmark_at):
+            raise UserError(
+                f"benchmark_at={self.benchmark_at} holds a number outside (0, 1]; give fractions of the run"
+            )
+        if self.choose_after < 0:
+            raise UserError(f"choose_after={self.choose_after}; give epochs, or 0 to look at every evaluation")
         if self.checkpoint_every < 0:
             raise UserError(f"checkpoint_every={self.checkpoint_every}; give steps, or 0 for no checkpoints")
 
@@ -136,8 +156,14 @@ class Run:
         folder = weights_folder(self)
         if folder is None or not is_model_folder(folder):
             return size
-        check_length(folder, max(self.batch.length, self.evaluation.max_length))
+        prompts = [benchmark.max_length for benchmark in self.benchmarks]
+        check_length(folder, max(self.batch.length, self.evaluation.max_length, *prompts))
         return _shape_of_weights(folder, size)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train on; a run that does not scores its base model as it is."""
+        return self.recipe is not None or self.volume != 0
 
     @property
     def size_name(self) -> str:
@@ -159,6 +185,14 @@ class Run:
     def resolved(self) -> "Run":
         """The same run with names replaced by what they mean: what is written down and fingerprinted."""
         return dataclasses.replace(self, size=self.shape(), abilities=self.ability_names())
+
+
+def volumes(run: Run, counts: Mapping[str, int]) -> dict[str, int | None]:
+    """How many records of each ability the run trains on, None for all there are; `counts` is how many there are."""
+    names = run.ability_names()
+    if run.recipe is not None:
+        return dict(run.recipe({name: counts[name] for name in names}))
+    return dict.fromkeys(names, None if run.volume == "full" else run.volume)
 
 
 _DIMENSIONS = ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
@@ -203,6 +237,11 @@ def source_fingerprint(source: Source) -> str:
 
 
 @functools.cache
+def _corpus_fingerprint(source: Source) -> str:
+    return source.corpus_fingerprint()
+
+
+@functools.cache
 def _file_fingerprint(path: str, what: str) -> str:
     import hashlib
 
@@ -224,12 +263,33 @@ def tokenizer_file(run: Run) -> str | None:
     if run.tokenizer is None:
         folder = weights_folder(run)
         return str(tokenizer_path(folder)) if folder is not None and is_model_folder(folder) else None
-    if "{data_dir}" not in run.tokenizer:
-        return run.tokenizer
-    folder = run.source.folder() if isinstance(run.source, SampleSets) else getattr(run.source, "data_dir", None)
+    return _in_source(run.source, run.tokenizer, f"tokenizer={run.tokenizer!r}")
+
+
+def _in_source(source: Source, path: str, given: str) -> str:
+    """The path with "{data_dir}" replaced by the source's folder; `given` names the setting where it has none."""
+    if "{data_dir}" not in path:
+        return path
+    folder = source.folder() if isinstance(source, SampleSets) else getattr(source, "data_dir", None)
     if folder is None:
-        raise UserError(f"tokenizer={run.tokenizer!r}: source {run.source.name!r} has no folder; give the whole path")
-    return run.tokenizer.replace("{data_dir}", str(folder))
+        raise UserError(f"{given}: source {source.name!r} has no folder; give the whole path")
+    return path.replace("{data_dir}", str(folder))
+
+
+def benchmarks_of(run: Run) -> tuple[Benchmark, ...]:
+    """The run's benchmarks with the source's folder put in."""
+    return tuple(
+        dataclasses.replace(
+            one, data_dir=_in_source(run.source, one.data_dir, f"{one.name}(data_dir={one.data_dir!r})")
+        )
+        for one in run.benchmarks
+    )
+
+
+@functools.cache
+def _benchmark_fingerprint(benchmark: Benchmark) -> str:
+    """The content of the benchmark, read once a process."""
+    return benchmark.fingerprint()
 
 
 def tokenizer_identity(run: Run) -> dict[str, Any]:
@@ -237,7 +297,7 @@ def tokenizer_identity(run: Run) -> dict[str, Any]:
     file = tokenizer_file(run)
     if file is not None:
         return {"file": _tokenizer_fingerprint(file)}
-    return {"trained_on": source_fingerprint(run.source), "vocab_size": run.vocab_size}
+    return {"trained_on": _corpus_fingerprint(run.source), "vocab_size": run.vocab_size}
 
 
 def identity(run: Run) -> dict[str, Any]:
@@ -246,6 +306,9 @@ def identity(run: Run) -> dict[str, Any]:
     # The mesh among them: on another one the same run goes on, equal within float tolerance.
     for field in ("source", "tokenizer", "vocab_size", "checkpoint_every", "keep_parameters", "mesh"):
         plain.pop(field, None)
+    _drop_unused(plain)
+    if run.benchmarks:
+        plain["benchmarks"] = [_benchmark_identity(one) for one in benchmarks_of(run)]
     folder = weights_folder(run)
     if folder is not None:
         plain["base"] = _weights_identity(folder)
@@ -257,13 +320,36 @@ def identity(run: Run) -> dict[str, Any]:
     }
 
 
+def _drop_unused(plain: dict[str, Any]) -> None:
+    """Settings that decide nothing where they stand as they do; so runs keep the names from before there were these."""
+    if plain["recipe"] is None:
+        del plain["recipe"]
+    else:
+        del plain["volume"]
+    if plain["choose_after"] == 0 or plain["choose"] == "last":
+        del plain["choose_after"]
+    if not plain["benchmarks"]:
+        del plain["benchmarks"], plain["benchmark_at"]
+    for batch in (plain["batch"], plain["base"]["batch"] if isinstance(plain["base"], dict) else {}):
+        if batch.get("documents") is None:
+            batch.pop("documents", None)
+
+
+def _benchmark_identity(benchmark: Benchmark) -> dict[str, Any]:
+    """The benchmark's settings, and its content in the place of its folder."""
+    return config.to_plain(benchmark) | {"data_dir": _benchmark_fingerprint(benchmark)}
+
+
 def base_identity(run: Run) -> dict[str, Any]:
     """Everything that decides the base model of a run that pre-trains one; runs that differ in data share it."""
     assert isinstance(run.base, Base)
+    plain = config.to_plain(run.base)
+    if run.base.batch.documents is None:
+        del plain["batch"]["documents"]
     return {
-        "base": config.to_plain(run.base),
+        "base": plain,
         "shape": config.to_plain(run.shape()),
-        "source": source_fingerprint(run.source),
+        "source": _corpus_fingerprint(run.source),
         "tokenizer": tokenizer_identity(run),
         "version": RESULTS_VERSION,
     }

@@ -51,7 +51,7 @@ def train_run(
 def _expected_steps(run: Run, workspace: Workspace) -> int:
     from dynamics.study.cell import plan_run
 
-    return plan_run(run, workspace)[0].steps if run.volume != 0 else 0
+    return plan_run(run, workspace)[0].steps if run.trains else 0
 
 
 def score_run(

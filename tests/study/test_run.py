@@ -81,6 +81,13 @@ def test_the_name_of_a_cell_does_not_depend_on_where_data_lie_or_how_a_run_is_ke
     assert cell_id(second) != cell_id(first)
 
 
+def test_settings_that_came_later_leave_the_names_of_older_runs_as_they_were():
+    assert cell_id(RUN) == "d1a988fb0930"  # as computed before there were recipes, benchmarks and documents a step
+    assert config.fingerprint(base_identity(RUN)) == "f52bae33ab72"
+    unused = changed(RUN, benchmark_at=(0.5,), choose="last")
+    assert cell_id(unused) == cell_id(changed(unused, benchmark_at=(1.0,), choose_after=3.0))
+
+
 def test_runs_that_differ_in_slice_or_seed_share_their_base_model():
     assert base_identity(changed(RUN, volume=1, seed=5, abilities=("math",))) == base_identity(RUN)
     assert base_identity(changed(RUN, base=Base(tokens=1501))) != base_identity(RUN)
@@ -149,7 +156,7 @@ def test_evaluation_comes_at_fractions_or_at_ends_of_epochs_and_always_at_the_en
 
 
 def point(step, score, loss=1.0):
-    return {"step": step, "ability": "math", "score": score, "loss": loss}
+    return {"step": step, "epoch": float(step), "ability": "math", "score": score, "loss": loss}
 
 
 def test_the_parameters_are_chosen_on_valid_and_ties_go_to_the_lower_loss_then_the_earlier():
