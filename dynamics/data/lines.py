@@ -45,6 +45,24 @@ def read_lines(path: Path) -> Iterator[Line]:
         raise UserError(f"{path} is empty; expected one JSON object per line")
 
 
+def read_lines_between(path: Path, start: int, stop: int) -> Iterator[Line]:
+    """The lines of a file of plain JSON Lines that begin at bytes start <= byte < stop, numbered from 1.
+
+    Ranges that meet give every line of the file once, so that workers can read one file without knowing of each other.
+    """
+    with opened(path, unzip=False) as file:
+        if start:
+            file.seek(start - 1)
+            start += _pass_over_line(file) - 1  # the rest of a line that began before
+        yield from _json_lines(file, start, stop)
+
+
+def splits_by_bytes(path: Path) -> bool:
+    """Whether `read_lines_between` can read the file: it is neither zipped nor one JSON list."""
+    with opened(path, unzip=False) as file:
+        return file.peek(2)[:2] != b"\x1f\x8b" and not _starts_with_bracket(file)
+
+
 @contextmanager
 def opened(path: Path, *, unzip: bool = True) -> Iterator[io.BufferedReader]:
     """The file's bytes, unzipped when they are gzip; every failure of the file system or of gzip is a UserError."""
@@ -94,10 +112,9 @@ def _starts_with_bracket(file: io.BufferedReader) -> bool:
     return file.peek(4096)[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
-def _json_lines(file: io.BufferedReader) -> Iterator[Line]:
-    offset = 0
+def _json_lines(file: io.BufferedReader, offset: int = 0, stop: int | None = None) -> Iterator[Line]:
     number = 0
-    while raw := file.readline(MAX_LINE_BYTES + 1):
+    while (stop is None or offset < stop) and (raw := file.readline(MAX_LINE_BYTES + 1)):
         number += 1
         start, offset = offset, offset + len(raw)
         if len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
@@ -122,7 +139,7 @@ def _too_long(num_bytes: int) -> str:
 
 
 def _decoded(raw: bytes, number: int, start: int) -> Line:
-    mark = 3 if number == 1 and raw.startswith(b"\xef\xbb\xbf") else 0
+    mark = 3 if start == 0 and raw.startswith(b"\xef\xbb\xbf") else 0
     try:
         text = raw[mark:].decode("utf-8")
     except UnicodeDecodeError as error:
