@@ -70,18 +70,19 @@ class AgiEvalQuestion(Question):
         return (*shown, user(asked))
 
     def fitted(self, shots: int, length_of: LengthOf, max_length: int) -> tuple[Turn, ...] | None:
-        """Examples are taken in their order while they fit beside the question and 48 tokens.
+        """Examples are taken in their order while their text fits beside the question's and 48 tokens.
 
         Where the prompt as it is asked is still too long (a template may write more), the last ones go.
         """
         if shots == 0:
             turns = self.turns(0)
             return turns if length_of(turns) <= max_length else None
-        own = length_of((user(self.passage + self.question + " ".join(self.choices)),))
+        frame = length_of((user(""),)) - 1  # what the template adds; published counts have one begin of text each
+        own = length_of((user(self.passage + self.question + " ".join(self.choices)),)) - frame
         examples, joined = self.examples[:shots], ""
         for place, (asked, answer) in enumerate(examples):
             joined += asked + answer
-            if length_of((user(joined),)) > max_length - ANSWER_ROOM - own:
+            if length_of((user(joined),)) - frame > max_length - ANSWER_ROOM - own:
                 examples = examples[:place]
                 break
         while examples and length_of(self._after(examples)) > max_length:
