@@ -12,25 +12,27 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dynamics.study.fits import LogLinear, PowerLaw, fit_log_linear, fit_power_law
+from dynamics.study.gather import read_grids
 from dynamics.study.points import (
+    MEANS,
+    OUT_OF_DOMAIN,
+    OVERALL,
     Bootstrap,
     Grid,
     Interval,
     interval,
     loss_replicates,
     mean_over_abilities,
-    read_grids,
     score_replicates,
     seed_points,
+    with_means,
 )
 from dynamics.study.sensitivity import Sensitivity, Transfer, sensitivities, transfer
-
-OVERALL = "overall"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One ability (or the overall mean) at one size, over all volumes; NaN where no cell is finished."""
+    """One ability (or a mean over several) at one size, over all volumes; NaN where no cell is finished."""
 
     ability: str
     size: str
@@ -61,9 +63,12 @@ class Growth:
 
     grid: Grid
     bootstrap: Bootstrap
-    scores: dict[tuple[str, str], Curve]  # by (ability, size); ability OVERALL is the mean over abilities
+    scores: dict[tuple[str, str], Curve]  # by (ability, size); OVERALL is the mean over the abilities of the roster,
+    # OUT_OF_DOMAIN that over the others where there are any
     losses: dict[tuple[str, str], Curve]
-    sensitivities: tuple[Sensitivity, ...]  # one per ability, then OVERALL
+    everything: dict[str, tuple[Interval, ...]]  # {size: mean over all measured abilities at each volume}; empty
+    # where the roster is all that was measured
+    sensitivities: tuple[Sensitivity, ...]  # one per ability, then the means
     transfers: tuple[Transfer, ...]
     random: dict[str, dict[str, float]]  # {label: {ability: score}} of baselines without parameters
 
@@ -73,40 +78,62 @@ class Growth:
 
     @property
     def chance(self) -> dict[str, float]:
-        chance = {ability: float(items.chance.mean()) for ability, items in self.grid.items.items()}
-        return {**chance, OVERALL: float(np.mean(list(chance.values())))}
+        return _chance(self.grid)
+
+    @property
+    def grows(self) -> bool:
+        """Whether there are several volumes, so that there is growth to show."""
+        return len(self.grid.tuned) > 1
 
 
 def analyze(results: Sequence[Mapping[str, Any]], *, bootstrap: Bootstrap | None = None) -> list[Growth]:
     """One Growth per variant (source, order, ...), the largest first; UserError when no trained cell is finished.
 
     The growth curves of a variant are those of its cells that trained on every ability, or, where there is none, of
-    its most complete set of abilities; the other sets enter its transfer matrix.
+    its most complete set of abilities; the other sets enter its transfer matrix. Variants of a single volume have
+    nothing to grow along and are left to `mixtures.py`, unless they hold a transfer matrix or there is no other.
     """
     bootstrap = bootstrap or Bootstrap()
     variants: dict[str, list[Grid]] = {}
     for grid in read_grids(results):
         variants.setdefault(grid.variant, []).append(grid)
     random = _random_baselines(results)
-    return [_growth(grids[0], grids, bootstrap, random) for grids in variants.values()]
+    shown = [grids for grids in variants.values() if len(grids[0].tuned) > 1 or grids[-1].training != "all"]
+    # Without growth anywhere, the variant that mixtures are compared with, or the first.
+    plain = min(variants.values(), key=lambda grids: "even" not in grids[0].variant.split(" · "))
+    return [_growth(grids[0], grids, bootstrap, random) for grids in shown or [plain]]
+
+
+def _chance(grid: Grid) -> dict[str, float]:
+    values = {ability: items.chance.mean() for ability, items in grid.items.items()}
+    return {name: float(value) for name, value in with_means(values).items()}
 
 
 def _growth(grid: Grid, grids: list[Grid], bootstrap: Bootstrap, random: dict[str, dict[str, float]]) -> Growth:
-    scores = score_replicates(grid, bootstrap)
-    losses = loss_replicates(grid, bootstrap)
-    scores[OVERALL] = mean_over_abilities(scores)
-    losses[OVERALL] = mean_over_abilities(losses)
-    chance = {name: float(items.chance.mean()) for name, items in grid.items.items()}
-    chance[OVERALL] = float(np.mean(list(chance.values())))
+    plain = score_replicates(grid, bootstrap)
+    scores = with_means(plain)
+    losses = with_means(loss_replicates(grid, bootstrap))
+    chance = _chance(grid)
     return Growth(
         grid=grid,
         bootstrap=bootstrap,
         scores=_curves(grid, scores, "score", chance, bootstrap.level),
         losses=_curves(grid, losses, "loss", dict.fromkeys(chance, float("nan")), bootstrap.level),
+        everything=_everything(grid, plain, bootstrap.level) if OUT_OF_DOMAIN in scores else {},
         sensitivities=sensitivities(scores, grid.params, grid.volumes, overall=OVERALL, level=bootstrap.level),
         transfers=transfer(grids, bootstrap),
         random=random,
     )
+
+
+def _everything(
+    grid: Grid, scores: Mapping[str, Float[np.ndarray, "reps sizes volumes"]], level: float
+) -> dict[str, tuple[Interval, ...]]:
+    draws = mean_over_abilities(scores)
+    return {
+        size: tuple(interval(draws[:, index, volume], level=level) for volume in range(len(grid.volumes)))
+        for index, size in enumerate(grid.sizes)
+    }
 
 
 def _curves(
@@ -116,8 +143,7 @@ def _curves(
     chance: Mapping[str, float],
     level: float,
 ) -> dict[tuple[str, str], Curve]:
-    points = {ability: seed_points(items, of=of) for ability, items in grid.items.items()}
-    points[OVERALL] = mean_over_abilities(points)
+    points = with_means({ability: seed_points(items, of=of) for ability, items in grid.items.items()})
     volumes = np.array(grid.volumes)
     positive = volumes > 0
     tuned = volumes[positive].astype(float)
@@ -168,4 +194,15 @@ def overall(growth: Growth, size: str, volume: int) -> Interval:
     return Interval(value=float(curve.mean[index]), low=float(curve.low[index]), high=float(curve.high[index]))
 
 
-__all__ = ["OVERALL", "Bootstrap", "Curve", "Growth", "Interval", "analyze", "interval", "overall"]
+__all__ = [
+    "MEANS",
+    "OUT_OF_DOMAIN",
+    "OVERALL",
+    "Bootstrap",
+    "Curve",
+    "Growth",
+    "Interval",
+    "analyze",
+    "interval",
+    "overall",
+]

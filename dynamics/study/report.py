@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from dynamics.study import figures, tables, words
 from dynamics.study.curves import OVERALL, Bootstrap, Growth, analyze
-from dynamics.study.points import volume_of
+from dynamics.study.gather import volume_of
 
 _TEMPLATE = "report.html.jinja"
 _EMBED_LIMIT = 2_400_000  # bytes of figures inside the page; later ones stay beside it as files

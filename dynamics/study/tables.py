@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dynamics.study.curves import Growth, Interval
-from dynamics.study.points import varying_coords
+from dynamics.study.gather import varying_coords
 
 Row = dict[str, Any]
 
@@ -130,11 +130,12 @@ def transfer_rows(growths: Sequence[Growth]) -> list[Row]:
             "training": training,
             "ability": ability,
             **_spread("gain", gain),
+            "clear_among_all": survives,
         }
         for growth in growths
         for matrix in growth.transfers
-        for training, gains in zip(matrix.training, matrix.gains, strict=True)
-        for ability, gain in zip(matrix.abilities, gains, strict=True)
+        for training, gains, kept in zip(matrix.training, matrix.gains, matrix.survives, strict=True)
+        for ability, gain, survives in zip(matrix.abilities, gains, kept, strict=True)
     ]
 
 

@@ -9,12 +9,12 @@ import pytest
 from dynamics.errors import UserError
 from dynamics.study.curves import OVERALL, Bootstrap, analyze
 from dynamics.study.fits import fit_log_linear, fit_power_law, solve_power
+from dynamics.study.gather import read_grids
 from dynamics.study.points import (
     Interval,
     interval,
     item_weights,
     mean_over_abilities,
-    read_grids,
     replicate,
     score_replicates,
     seed_weights,
