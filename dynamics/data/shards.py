@@ -137,15 +137,30 @@ def own_digest(data: dict[str, Any], entry: str) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())
 
 
+class NotWritten(UserError):
+    """The disk, not the data, is at fault."""
+
+
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """ArrayRecord reports a full disk as a RuntimeError, the rest of the world as an OSError."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        raise UserError(
+        raise NotWritten(
             f"the token store {folder} could not be written ({error}); free some space or choose another folder"
         ) from error
+
+
+@contextlib.contextmanager
+def told_of(folder: Path, unfinished: Path) -> Iterator[None]:
+    """Errors name the folder that was asked for, not the one that is written first."""
+    try:
+        yield
+    except UserError as error:
+        if str(unfinished) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(unfinished), str(folder))) from error
 
 
 def _unfinished(path: Path) -> Path:

@@ -9,12 +9,11 @@ A store is read only after every digest has been checked: a flipped bit in train
 Nothing but ArrayRecord is needed to read one, TensorFlow in particular is not.
 """
 
-import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from dynamics.data.shards import (
     open_shard,
     own_digest,
     read_shard,
+    told_of,
     write_shard,
     writing,
 )
@@ -87,7 +87,7 @@ class TokenStore:
             rest = (Document(key=key, encoded=one, uncut=len(one)) for key, one in documents)
             while some := list(islice(rest, documents_per_shard)):
                 path = unfinished / f"part-{len(shards):05}.array_record"
-                with _told_of(folder, unfinished):
+                with told_of(folder, unfinished):
                     shards.append((path, write_shard(path, some)))
             finish(folder, unfinished, shards, settings=manifest)
         finally:
@@ -248,15 +248,6 @@ def _fingerprint(shards: Sequence[tuple[Path, Shard]]) -> str:
             content.update(values[start:end].tobytes())
             start = end
     return content.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _told_of(folder: Path, unfinished: Path) -> Iterator[None]:
-    """Errors name the folder that was asked for, not the one that is written first."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).replace(str(unfinished), str(folder))) from error
 
 
 def _move(unfinished: Path, folder: Path) -> None:
