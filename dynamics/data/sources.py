@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,10 +47,12 @@ def read_jsonl(
     ability: str | None = None,
     source: str | None = None,
     on_bad_record: Literal["error", "skip"] = "error",
+    amend: Callable[[object], object] | None = None,
 ) -> Loaded:
     """The records of a file: JSON Lines (also under the name .json), or one JSON list; gzipped or not.
 
-    `ability` and `source` fill in what the records do not say (see `parse_record`).
+    `ability` and `source` fill in what the records do not say (see `parse_record`). `amend` takes each decoded line
+    before it is looked at.
 
     Raises UserError "{path}:{line}: ..." at the first bad line unless on_bad_record="skip"; and in both cases when the
     file as a whole cannot be read: missing, empty, a folder, no permission, a damaged gzip stream, a broken list.
@@ -64,7 +66,8 @@ def read_jsonl(
         try:
             if line.problem:
                 raise RecordError(where, "", line.problem)
-            record = parse_record(line.data, where=where, ability=ability, source=source)
+            data = line.data if amend is None else amend(line.data)
+            record = parse_record(data, where=where, ability=ability, source=source)
         except RecordError as error:
             if on_bad_record == "error":
                 raise

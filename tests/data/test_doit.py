@@ -142,6 +142,15 @@ def test_the_format_is_read_from_the_record_whatever_the_ability(published):
     assert [item_of(r).kind for r in source.load("code", "test").records] == ["choice"]
 
 
+def test_a_train_record_of_format_1_needs_no_choices(published):
+    for place in ("1000", "test"):
+        write(published / "curated" / place / f"code_{place}.json", row("code", "code", question_format=1))
+    source = Doit(data_dir=str(published))
+    assert [record.question_format for record in source.load("code", "train").records] == [0]
+    with pytest.raises(UserError, match=r"code_test.json:1: choices has 0 texts; question_format 1 needs the gold"):
+        source.load("code", "test")
+
+
 def test_the_folder_may_be_the_repository_the_data_or_curated_itself(published, tmp_path_factory):
     root = tmp_path_factory.mktemp("repository")
     (root / "data").symlink_to(published)
