@@ -98,7 +98,7 @@ class Doit(Source):
         path = found.files.get((ability, split))
         if path is not None:
             source = path.relative_to(found.base).as_posix()
-            amend = _without_format if split == "train" else None
+            amend = without_format if split == "train" else None
             return read_jsonl(path, ability=ability, source=source, on_bad_record=self.on_bad_record, amend=amend)
         known = tuple(dict.fromkeys((*self.abilities(), *self.evaluated())))
         if ability not in known:
@@ -131,7 +131,7 @@ class Doit(Source):
         return hashlib.sha256(f"doit corpus {_READER_VERSION} {file_digest(corpus)}".encode()).hexdigest()[:16]
 
 
-def _without_format(data: object) -> object:
+def without_format(data: object) -> object:
     """A train record of format 1 without choices is a plain conversation; only valid and test items are told apart."""
     if isinstance(data, dict) and data.get("question_format") == 1 and not data.get("choices"):
         return {**data, "question_format": 0}

@@ -58,9 +58,10 @@ def read_lines_between(path: Path, start: int, stop: int) -> Iterator[Line]:
 
 
 def splits_by_bytes(path: Path) -> bool:
-    """Whether `read_lines_between` can read the file: it is neither zipped nor one JSON list."""
+    """Whether `read_lines_between` can read the file: it is neither zipped nor one JSON list nor parquet."""
     with opened(path, unzip=False) as file:
-        return file.peek(2)[:2] != b"\x1f\x8b" and not _starts_with_bracket(file)
+        head = file.peek(4)[:4]
+        return head[:2] != b"\x1f\x8b" and head != b"PAR1" and not _starts_with_bracket(file)
 
 
 @contextmanager
