@@ -130,6 +130,23 @@ class TrainRecords:
                 place = f"{record.source} idx {record.idx}" if record.idx is not None else record.source
                 yield Item(ability=ability, key=f"{ability}/{record.id}", content=record.messages, place=place)
 
+    def notes(self) -> dict[str, dict[str, int]]:
+        return {ability: {"rejected": count} for ability, count in self.rejected.items()}
+
+
+class CorpusTexts:
+    """The plain text of a source as items, numbered from 0."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __iter__(self) -> Iterator[Item]:
+        for number, text in enumerate(self._source.corpus()):
+            yield Item(ability="", key=str(number), content=text)
+
+    def notes(self) -> dict[str, dict[str, int]]:
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -198,6 +215,7 @@ def prepare(
     items_per_part: int = DOCUMENTS_PER_SHARD,
     small: int = _SMALL,
     notes: Callable[[], dict[str, dict[str, int]]] = dict,
+    completing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     on_progress: OnProgress = lambda progress: None,
 ) -> bool:
     """Write the store of the items' documents into `folder`; returns whether it is complete.
@@ -206,7 +224,7 @@ def prepare(
     ability. Texts of at most `small` characters are encoded in this process whatever `workers` says.
 
     `share` = (i, n) makes every n-th part from the i-th on: several processes, on one host or many, may work into one
-    shared folder. Whoever finds no part missing completes the store; call it again with a lock held where two may.
+    shared folder. Whoever finds no part missing completes the store, under the lock that `completing()` holds.
     """
     folder = Path(folder)
     _check(workers, share)
@@ -225,6 +243,19 @@ def prepare(
         parts: list[Part] = []
         missing = _missing(job, _cut(job, items, items_per_part), share, parts, count)
         _make_all(job, tokenizer, missing, count, workers=workers, small=small)
+        with completing():
+            return _complete(folder, job, parts, manifest, notes)
+
+
+def _complete(
+    folder: Path,
+    job: Job,
+    parts: Sequence[Part],
+    manifest: dict[str, Any],
+    notes: Callable[[], dict[str, dict[str, int]]],
+) -> bool:
+    """Make the store of all parts, unless some are missing or somebody else has made it."""
+    if not (folder / "manifest.json").is_file():
         shards = [(part.file(job), part.finished(job)) for part in parts]
         done = [(file, shard) for file, shard in shards if shard is not None]
         if len(done) < len(shards):

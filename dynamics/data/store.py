@@ -43,6 +43,10 @@ _IN_MEMORY = 1 << 30  # bytes of ids up to which a store is read once and kept
 _MOST_OPEN = 256  # shards whose files are held open
 
 
+class Empty(UserError):
+    """No document is left to be written."""
+
+
 class TokenStore:
     """Documents by number and by key. Make one with `build`, with `preparation.prepare`, or `open` one."""
 
@@ -198,7 +202,7 @@ def finish(
     shards = [(path, shard) for path, shard in shards if shard.keys]
     keys = [key for _, shard in shards for key in shard.keys]
     if not keys:
-        raise UserError("there is no document to write to a token store; check the source and the length policy")
+        raise Empty("there is no document to write to a token store; check the source and the length policy")
     if len(set(keys)) < len(keys):
         seen: set[str] = set()
         again = next(key for key in keys if key in seen or seen.add(key))

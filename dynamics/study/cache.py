@@ -15,8 +15,9 @@ T = TypeVar("T")
 def from_cache(path: Path, *, make: Callable[[], None], read: Callable[[], T]) -> T:
     """`read()` of the file or folder at `path`, made first where it is missing. Call it with the item's lock held.
 
-    `read` raises UserError for what is damaged: that is renamed to damaged-<n>-<name>, with the reason in a file beside
-    it, and made anew, so that a bad disk costs time and neither results nor a person's afternoon.
+    `read` raises UserError for what is damaged or of an older format: that is renamed to damaged-<n>-<name>, with the
+    reason in a file beside it, and made anew, so that a bad disk costs time and neither results nor a person's
+    afternoon.
     """
     if path.exists():
         try:
@@ -32,7 +33,7 @@ def _set_aside(path: Path, reason: str) -> None:
     target = path.with_name(f"damaged-{number}-{path.name}")
     os.replace(path, target)
     target.with_name(f"{target.name}.reason.txt").write_text(reason + "\n", encoding="utf-8")
-    print(f"dynamics: a damaged item of the cache is set aside as {target} and made anew: {reason}", file=sys.stderr)
+    print(f"dynamics: an unusable item of the cache is set aside as {target} and made anew: {reason}", file=sys.stderr)
 
 
 def write_sealed(path: Path, data: bytes) -> None:

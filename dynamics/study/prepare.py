@@ -4,19 +4,22 @@ On disk everything lies in a cache folder under the fingerprint of what made it,
 first. In a worker it is also kept in memory, since the worker runs many cells.
 """
 
+import collections
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dynamics import config
-from dynamics.data.packing import LengthCounts, apply_length_policy
+from dynamics.data.packing import LengthCounts
+from dynamics.data.preparation import length_counts
 from dynamics.data.sources import Rejected, Source, write_rejected
 from dynamics.data.store import TokenStore
-from dynamics.data.template import Encoded, encode, tokenizer_specials
+from dynamics.data.template import tokenizer_specials
 from dynamics.data.tokenizer import Tokenizer, train_tokenizer
 from dynamics.errors import UserError
 from dynamics.eval.ability_eval import Prepared
@@ -25,16 +28,19 @@ from dynamics.model.llama import LlamaConfig
 from dynamics.model.model_folder import is_model_folder
 from dynamics.record import Record
 from dynamics.study.cache import from_cache, read_sealed, write_sealed
-from dynamics.study.folder import read_json, wait_for, write_json
+from dynamics.study.folder import wait_for
 from dynamics.study.grid import Cell
 from dynamics.study.run import (
-    RESULTS_VERSION,
+    Base,
     Run,
     source_fingerprint,
     tokenizer_file,
     tokenizer_identity,
+    volumes,
     weights_folder,
 )
+from dynamics.study.stores import WHOLE, StorePlan, corpus_plan, pool_plan
+from dynamics.study.workers import available_cores
 
 _VOCABULARY_MULTIPLE = 64  # so that embedding tables split evenly over devices
 
@@ -61,8 +67,9 @@ class Pool:
 class Workspace:
     """The cache folder, and what this process has taken from it."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, workers: int | None = None) -> None:
         self.folder = Path(folder)
+        self.workers = workers or len(available_cores())  # processes that encode records
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -113,52 +120,55 @@ class Workspace:
 
     def pool(self, run: Run) -> Pool:
         """The source's train records as tokens, every ability of it: all cells of a source share one store."""
-        tokenizer = self.tokenizer(run)
-        manifest = {
-            "split": "train",
-            "source": source_fingerprint(run.source),
-            "tokenizer": tokenizer.fingerprint,
-            "template": config.to_plain(run.template),
-            "length": run.batch.length,
-            "over_long": run.over_long,
-            "version": RESULTS_VERSION,
-        }
-        key = config.fingerprint(manifest)
-        if key not in self.memory:
-            folder = self.folder / "tokens" / key
-            notes = folder.with_suffix(".json")
-
-            def make() -> None:
-                described = _build_pool(run, self.source(run), tokenizer, folder, manifest)
-                write_json(notes, described | {"digest": config.fingerprint(described)})
-
-            def read() -> Pool:
-                described = read_json(notes)
-                if described is None or described.pop("digest", None) != config.fingerprint(described):
-                    raise UserError(f"{notes}, which says what the store of tokens holds, is missing or damaged")
-                return _pool(TokenStore.open(folder, manifest=manifest), described)
-
-            with wait_for(folder.with_suffix(".lock")):
-                self.memory[key] = from_cache(folder, make=make, read=read)
-        return self.memory[key]
+        plan = self.pool_plan(run)
+        if plan.name not in self.memory:
+            self.memory[plan.name] = _pool(self._store(plan), plan.source.abilities())
+        return self.memory[plan.name]
 
     def corpus(self, run: Run, *, length: int) -> TokenStore:
         """The source's plain text as documents of at most `length` tokens, every token trained on."""
-        tokenizer = self.tokenizer(run)
-        manifest = {
-            "split": "corpus",
-            "source": source_fingerprint(run.source),
-            "tokenizer": tokenizer.fingerprint,
-            "length": length,
-            "version": RESULTS_VERSION,
-        }
-        folder = self.folder / "tokens" / config.fingerprint(manifest)
+        return self._store(self.corpus_plan(run, length=length))
+
+    def pool_plan(self, run: Run) -> StorePlan:
+        """How the store of `pool` is made."""
+        return pool_plan(run, self.source(run), self.tokenizer(run))
+
+    def corpus_plan(self, run: Run, *, length: int) -> StorePlan:
+        """How the store of `corpus` is made."""
+        return corpus_plan(run, self.source(run), self.tokenizer(run), length=length)
+
+    def _store(self, plan: StorePlan) -> TokenStore:
+        folder = self.folder / "tokens" / plan.name
 
         def make() -> None:
-            TokenStore.build(folder, _corpus_documents(self.source(run), tokenizer, length), manifest=manifest)
+            plan.make(folder, workers=self.workers)
 
         with wait_for(folder.with_suffix(".lock")):
-            return from_cache(folder, make=make, read=lambda: TokenStore.open(folder, manifest=manifest))
+            return from_cache(folder, make=make, read=lambda: TokenStore.open(folder, manifest=plan.manifest))
+
+    def prepare(self, plan: StorePlan, *, share: tuple[int, int] = WHOLE) -> dict[str, Any]:
+        """Make this share of a store's parts; tells what the store holds once none is missing, as plain data."""
+        folder = self.folder / "tokens" / plan.name
+        lock = folder.with_suffix(".lock")
+        began = time.monotonic()
+        told = {"source": plan.source.name, "split": plan.manifest["split"], "folder": str(folder)}
+        already = (folder / "manifest.json").is_file()
+        if not already and share != WHOLE:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if not plan.make(folder, workers=self.workers, share=share, completing=lambda: wait_for(lock)):
+                return told | {"state": "waits for other shares", "seconds": time.monotonic() - began}
+        store = self._store(plan)
+        return told | {
+            "state": "already prepared" if already else "prepared",
+            "seconds": time.monotonic() - began,
+            "shards": len(store.shards),
+            "documents": len(store),
+            "tokens": int(store.num_tokens.sum(dtype=np.int64)),
+            "trained": int(store.num_trained.sum(dtype=np.int64)),
+            "fingerprint": store.fingerprint,
+            "settings": store.settings,
+            "abilities": {name: store.notes["abilities"][name] for name in _in_order(plan, store)},
+        }
 
     def evaluation(self, run: Run, split: str, *, row_shards: int) -> tuple[Prepared, int]:
         """The split's items of every ability of the source, ready to be put to a model, and how many lines gave none.
@@ -201,12 +211,19 @@ def check_volumes(cells: Sequence[Cell], workspace: Workspace) -> None:
     most: dict[tuple[str, int], dict[str, int]] = {}  # (source, volume) -> records of the abilities that have too few
     for cell in cells:
         run = cell.run
-        if run.volume == "full" or run.volume == 0:
+        if not run.trains or (run.recipe is None and run.volume == "full"):
             continue
         pool = workspace.pool(run)
         there = {ability: len(set(pool.ids[ability])) for ability in run.ability_names()}
-        few = {ability: count for ability, count in there.items() if count < run.volume}
-        if few:
+        wanted = volumes(run, there)  # a recipe says itself what it lacks
+        few = {ability: there[ability] for ability, count in wanted.items() if count and there[ability] < count}
+        if few and run.recipe is not None:
+            raise UserError(
+                f"recipe {run.recipe.name!r} takes "
+                + ", ".join(f"{wanted[ability]:,} records of {ability}, which has {few[ability]:,}" for ability in few)
+                + "; change the recipe or add records"
+            )
+        if few and isinstance(run.volume, int):
             most.setdefault((run.source.name, run.volume), {}).update(few)
     if most:
         (source, volume), few = max(most.items(), key=lambda item: item[0][1])
@@ -218,54 +235,57 @@ def check_volumes(cells: Sequence[Cell], workspace: Workspace) -> None:
 
 
 def _evaluation_records(source: Source, split: str) -> tuple[list[Record], list[Rejected]]:
-    loaded = [source.load(ability, split) for ability in source.abilities()]
+    loaded = [source.load(ability, split) for ability in source.evaluated()]
     records = [record for one in loaded for record in one.records]
     if not records:
         raise UserError(f"source {source.name!r} has no {split} records; a study needs valid and test records")
     return records, [line for one in loaded for line in one.rejected]
 
 
-def _build_pool(
-    run: Run, source: Source, tokenizer: Tokenizer, folder: Path, manifest: dict[str, Any]
-) -> dict[str, Any]:
-    """Encode every train record, apply the length policy, write the store; returns what `_pool` reads."""
-    described: dict[str, Any] = {"ids": {}, "truncated": [], "counts": {}, "rejected": {}}
-    documents: list[tuple[str, Encoded]] = []
-    length = run.batch.length
-    for ability in source.abilities():
-        loaded = source.load(ability, "train")
-        encoded = [
-            (f"{ability}/{record.id}", encode(run.template, tokenizer, record.messages)) for record in loaded.records
-        ]
-        kept, counts = apply_length_policy(encoded, length=length, policy=run.over_long)
-        long = {key for key, document in encoded if len(document) > length}
-        described["ids"][ability] = [key.partition("/")[2] for key, _ in kept]
-        described["truncated"] += [key for key, _ in kept if key in long]
-        described["counts"][ability] = dataclasses.asdict(counts)
-        described["rejected"][ability] = len(loaded.rejected)
-        documents += kept
-    if not documents:
-        raise UserError(f"source {source.name!r} has no train record left to learn from; see the counts of its files")
-    if not folder.is_dir():
-        TokenStore.build(folder, documents, manifest=manifest)
-    return described
-
-
-def _pool(store: TokenStore, described: dict[str, Any]) -> Pool:
+def _pool(store: TokenStore, abilities: Sequence[str]) -> Pool:
+    counts = store.notes["abilities"]
+    ids: dict[str, list[str]] = {ability: [] for ability in abilities}
+    for key in store.keys:
+        ability, _, id = key.partition("/")
+        ids[ability].append(id)
     return Pool(
         store=store,
-        ids=described["ids"],
-        truncated=frozenset(described["truncated"]),
-        counts={ability: LengthCounts(**counts) for ability, counts in described["counts"].items()},
-        rejected=described["rejected"],
+        ids=ids,
+        truncated=frozenset(store.keys[index] for index in np.flatnonzero(store.num_uncut > store.num_tokens)),
+        counts={ability: length_counts(counts.get(ability, {})) for ability in abilities},
+        rejected={ability: counts.get(ability, {}).get("rejected", 0) for ability in abilities},
     )
 
 
-def _corpus_documents(source: Source, tokenizer: Tokenizer, length: int) -> Iterator[tuple[str, Encoded]]:
-    """Texts, each with an end token, long ones in pieces. A lone last token is left out: it predicts nothing."""
-    end = tokenizer.eot_id if tokenizer.eos_id is None else tokenizer.eos_id
-    for number, text in enumerate(source.corpus()):
-        ids = np.asarray([*tokenizer.encode(text), end], dtype=np.int32)
-        for start in range(0, max(len(ids) - 1, 1), length):
-            piece = ids[start : start + length]
-            yield f"{number}/{start}", Encoded(tokens=piece, trained=np.ones(len(piece), dtype=np.bool_))
+def _in_order(plan: StorePlan, store: TokenStore) -> list[str]:
+    """The names that a store counts by: abilities as the source has them; a corpus has one, ''."""
+    return sorted(store.notes["abilities"], key=("", *plan.source.abilities()).index)
+
+
+def prepare_runs(runs: Sequence[Run], workspace: Workspace, *, share: tuple[int, int] = WHOLE) -> dict[str, Any]:
+    """Make every tokenizer and store of tokens that the runs need, each once; tells what they hold, as plain data.
+
+    `evaluation` counts the records of valid and test by ability, which are put to a model as they are read.
+    """
+    plans: dict[str, StorePlan] = {}
+    sources: dict[str, Run] = {}
+    for run in runs:
+        own = [workspace.pool_plan(run)]
+        if isinstance(run.base, Base):
+            own.append(workspace.corpus_plan(run, length=run.base.batch.length))
+        plans |= {plan.name: plan for plan in own}
+        sources.setdefault(source_fingerprint(run.source), run)
+    tokenizers = {plan.tokenizer.fingerprint: plan.tokenizer.vocab_size for plan in plans.values()}
+    return {
+        "tokenizers": [{"fingerprint": name, "ids": ids} for name, ids in tokenizers.items()],
+        "stores": [workspace.prepare(plan, share=share) for plan in plans.values()],
+        "evaluation": [
+            _evaluation_counts(workspace.source(run), split) for run in sources.values() for split in ("valid", "test")
+        ],
+    }
+
+
+def _evaluation_counts(source: Source, split: str) -> dict[str, Any]:
+    records, rejected = _evaluation_records(source, split)
+    abilities = dict(collections.Counter(record.ability for record in records))
+    return {"source": source.name, "split": split, "abilities": abilities, "rejected": len(rejected)}

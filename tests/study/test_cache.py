@@ -1,12 +1,17 @@
 """What is damaged in the cache is set aside and made anew, and gives what it gave before."""
 
+import dataclasses
+import json
+
 import pytest
 
+from dynamics.data.recipes import Maximum, Reconstruct
 from dynamics.errors import UserError
 from dynamics.study.cache import from_cache, read_sealed, write_sealed
-from dynamics.study.prepare import Workspace
+from dynamics.study.grid import Cell
+from dynamics.study.prepare import Workspace, check_volumes, prepare_runs
 
-from .tiny import RUN
+from .tiny import RUN, changed
 
 
 def test_a_sealed_file_is_read_as_it_was_written_and_any_changed_bit_is_noticed(tmp_path):
@@ -49,7 +54,9 @@ def flip(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damaged", ["tokenizers/*.model", "tokens/*/*record*", "tokens/*.json"])
+@pytest.mark.parametrize(
+    "damaged", ["tokenizers/*.model", "tokens/*/*record*", "tokens/*/keys.txt", "tokens/*/manifest.json"]
+)
 def test_a_flipped_bit_in_tokenizer_or_tokens_changes_nothing(tmp_path, damaged):
     run = RUN
     sound = Workspace(tmp_path)
@@ -59,3 +66,71 @@ def test_a_flipped_bit_in_tokenizer_or_tokens_changes_nothing(tmp_path, damaged)
     assert again.tokenizer(run).fingerprint == tokenizer
     assert again.pool(run).store.fingerprint == store
     assert list(tmp_path.glob("**/damaged-1-*.reason.txt"))
+
+
+def test_a_store_of_the_first_format_is_set_aside_with_the_reason_and_made_anew(tmp_path, capsys):
+    folder = Workspace(tmp_path).pool(RUN).store.folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
+    folder.with_suffix(".json").write_text("{}")  # lay beside it
+    assert len(Workspace(tmp_path).pool(RUN).store) == manifest["documents"]
+    told = capsys.readouterr().err
+    assert "set aside" in told
+    assert "has format 1, this version reads 2" in told
+    assert not folder.with_suffix(".json").exists()
+
+
+# What the pool and the corpus of these runs were before they were made of shards.
+BEFORE = {
+    "whole": ({}, "e9ce8bdb6c87ff17", "37dfc9fb7ae1dd31", 80, 0),
+    "cut": ({"over_long": "truncate"}, "283548e3165d5632", "37dfc9fb7ae1dd31", 29, 25),
+    "dropped": ({"over_long": "drop"}, "fef4e68ed829f350", "37dfc9fb7ae1dd31", 4, 0),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_pool_and_corpus_hold_what_they_held_before_they_were_sharded(tmp_path, name):
+    fields, pool_fingerprint, corpus_fingerprint, documents, num_truncated = BEFORE[name]
+    batch = dataclasses.replace(RUN.batch, length=RUN.batch.length if name == "whole" else 32)
+    run, workspace = changed(RUN, batch=batch, **fields), Workspace(tmp_path)
+    pool = workspace.pool(run)
+    assert (pool.store.fingerprint, len(pool.store)) == (pool_fingerprint, documents)
+    assert len(pool.truncated) == num_truncated
+    assert workspace.corpus(run, length=64).fingerprint == corpus_fingerprint
+    for ability in run.source.abilities():
+        in_file = [record.id for record in run.source.load(ability, "train").records]
+        assert pool.ids[ability] == [id for id in in_file if id in pool.ids[ability]]
+        assert pool.counts[ability].kept == len(pool.ids[ability])
+
+
+def test_preparing_tells_what_the_stores_hold_and_that_they_are_there_already(tmp_path):
+    runs = [RUN, changed(RUN, seed=1)]
+    first, again = (prepare_runs(runs, Workspace(tmp_path)) for _ in range(2))
+    assert [store["state"] for store in first["stores"]] == ["prepared"] * 2  # the records and the plain text
+    assert [store["state"] for store in again["stores"]] == ["already prepared"] * 2
+    pool = Workspace(tmp_path).pool(RUN)
+    told = first["stores"][0]
+    assert (told["folder"], told["documents"]) == (str(pool.store.folder), len(pool.store))
+    assert told["tokens"] == sum(one["tokens"] for one in told["abilities"].values()) == pool.store.num_tokens.sum()
+    assert told["trained"] == sum(one["trained"] for one in told["abilities"].values())
+    assert list(told["abilities"]) == list(RUN.source.abilities())
+    assert {name: told["settings"][name] for name in ("tokenizer", "template")} == {
+        "tokenizer": first["tokenizers"][0]["fingerprint"], "template": pool.store.settings["template"],
+    }  # fmt: skip
+    assert [one["abilities"]["math"] for one in first["evaluation"]] == [2, 2]
+
+
+def test_any_changed_input_makes_another_store(tmp_path):
+    workspace = Workspace(tmp_path)
+    longer = changed(RUN, batch=dataclasses.replace(RUN.batch, length=512))
+    other = changed(RUN, source=dataclasses.replace(RUN.source, seed=1))
+    runs = [RUN, longer, other, changed(RUN, over_long="drop"), changed(RUN, vocab_size=410)]
+    assert len({workspace.pool_plan(run).name for run in runs}) == len(runs)
+
+
+def test_a_recipe_that_asks_for_more_than_there_is_is_told_before_training(tmp_path):
+    run = changed(RUN, recipe=Reconstruct(total=1000, few=2, capped=()))
+    cell = Cell(id="x", coords={}, run=run)
+    with pytest.raises(UserError, match=r"recipe 'reconstruct' shares 996 of its 1,000 records .* which have 64"):
+        check_volumes([cell], Workspace(tmp_path))
+    check_volumes([dataclasses.replace(cell, run=changed(run, recipe=Maximum(few=2, capped=())))], Workspace(tmp_path))

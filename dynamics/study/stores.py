@@ -1,0 +1,122 @@
+"""The stores of tokens that runs train on: what decides each, its name, and how it is made."""
+
+import contextlib
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from dynamics import config
+from dynamics.data.preparation import (
+    Conversations,
+    CorpusTexts,
+    PlainText,
+    Progress,
+    TrainRecords,
+    Work,
+    prepare,
+)
+from dynamics.data.sources import Source
+from dynamics.data.store import Empty
+from dynamics.data.tokenizer import Tokenizer
+from dynamics.errors import UserError
+from dynamics.study.progress import duration
+from dynamics.study.run import RESULTS_VERSION, Run, source_fingerprint
+
+WHOLE = (0, 1)  # a share: part 0 of 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StorePlan:
+    """How a store of tokens is made; everything in `manifest` decides its name, so a change of any makes a new one."""
+
+    manifest: dict[str, Any]
+    source: Source
+    tokenizer: Tokenizer
+    work: Work
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Of the store's folder: 16 hex digits."""
+        return config.fingerprint(self.manifest)
+
+    def make(
+        self,
+        folder: Path,
+        *,
+        workers: int,
+        share: tuple[int, int] = WHOLE,
+        completing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> bool:
+        """Write the store, or this share of its parts; whether it is complete. Long work is told on standard error."""
+        items = TrainRecords(self.source) if isinstance(self.work, Conversations) else CorpusTexts(self.source)
+        folder.with_suffix(".json").unlink(missing_ok=True)  # lay beside a store of format 1
+        try:
+            return prepare(
+                folder, items, self.work, tokenizer=self.tokenizer, manifest=self.manifest, workers=workers,
+                share=share, completing=completing, notes=items.notes,
+                on_progress=ProgressLine(f"preparing {self.source.name!r}, {self.manifest['split']}"),
+            )  # fmt: skip
+        except Empty as error:
+            raise UserError(
+                f"source {self.source.name!r} has nothing left to learn from in its {self.manifest['split']}; "
+                "see the counts of its files, and the length policy"
+            ) from error
+
+
+def pool_plan(run: Run, source: Source, tokenizer: Tokenizer) -> StorePlan:
+    """The train records of every ability as conversations."""
+    return StorePlan(
+        manifest={
+            "split": "train",
+            "source": source_fingerprint(run.source),
+            "tokenizer": tokenizer.fingerprint,
+            "template": config.to_plain(run.template),
+            "length": run.batch.length,
+            "over_long": run.over_long,
+            "version": RESULTS_VERSION,
+        },
+        source=source,
+        tokenizer=tokenizer,
+        work=Conversations(length=run.batch.length, template=run.template, over_long=run.over_long),
+    )
+
+
+def corpus_plan(run: Run, source: Source, tokenizer: Tokenizer, *, length: int) -> StorePlan:
+    """The plain text in documents of at most `length` tokens."""
+    return StorePlan(
+        manifest={
+            "split": "corpus",
+            "source": source_fingerprint(run.source),
+            "tokenizer": tokenizer.fingerprint,
+            "length": length,
+            "version": RESULTS_VERSION,
+        },
+        source=source,
+        tokenizer=tokenizer,
+        work=PlainText(length=length),
+    )
+
+
+class ProgressLine:
+    """Tells long work on a stream: a line every so often, none at all for what is done sooner than that."""
+
+    def __init__(self, what: str, *, every: float = 5.0, stream: TextIO | None = None) -> None:
+        self._what, self._every, self._stream = what, every, stream
+        self._began = self._last = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last < self._every:
+            return
+        self._last = now
+        made, spent = progress.done - progress.found, now - self._began
+        line = f"{self._what}: {progress.done:,} of {'...' if progress.total is None else f'{progress.total:,}'}"
+        if made:
+            line += f", {made / spent:,.0f} a second"
+            if progress.total is not None:
+                line += f", about {duration((progress.total - progress.done) * spent / made)} left"
+        print(line, file=self._stream or sys.stderr, flush=True)
