@@ -29,7 +29,7 @@ from dynamics.study.run import Batch
 from dynamics.train.optimizer import DOIT
 
 GIB = 2**30
-VOCABULARY = 49_984  # of configs/doit_7b_13b_33b.py
+VOCABULARY = 49_984  # of configs/doit/curated.py
 
 
 def shape(d_model: int, layers: int, remat: str) -> LlamaConfig:

@@ -17,7 +17,11 @@ from dynamics.study.results import load_results
 from dynamics.study.run import Budget, Run
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
-FILES = sorted(FOLDER.glob("*.py"))
+FILES = sorted(FOLDER.glob("**/*.py"))
+
+
+def name_of(path):
+    return path.relative_to(FOLDER).as_posix()
 
 
 def function_of(path):
@@ -25,18 +29,18 @@ def function_of(path):
     return next(name for name in ("study", "run") if name in names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_config_builds_and_survives_json(path):
     value = config.load(path, function=function_of(path))
     assert isinstance(value, Study | Run)
     assert config.from_json(config.to_json(value)) == value
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_config_says_its_command_and_what_to_expect(path):
     words = ast.get_docstring(ast.parse(path.read_text()))
     command = "study run" if function_of(path) == "study" else "train"
-    assert f"dynamics {command} configs/{path.name}" in words
+    assert f"dynamics {command} configs/{name_of(path)}" in words
     assert "Expect" in words
     assert "minutes" in words
 

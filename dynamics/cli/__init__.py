@@ -167,7 +167,7 @@ def _score_command(root: _Commands) -> None:
 def _plan_command(root: _Commands) -> None:
     plan = _command(
         root, "plan", "plan:plan", "Tell whether a config's runs fit on a machine, how long they take, what they cost.",
-        "dynamics plan configs/doit_7b_13b_33b.py --topology v5p:4x4x4",
+        "dynamics plan configs/doit/curated.py --topology v5p:4x4x4",
     )  # fmt: skip
     plan.add_argument("config", help="a Python file with a function study() or run()")
     plan.add_argument("--data-dir", help="folder of the records, where the config reads files")

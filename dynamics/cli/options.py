@@ -17,10 +17,26 @@ def load_study(options: argparse.Namespace) -> "Study":
     """The study of the config file, with the command line's changes."""
     from dynamics.study.grid import Study
 
-    study = config.override(config.load(options.config, function="study"), getattr(options, "set", []))
+    study = config.load(options.config, function="study")
     if not isinstance(study, Study):
         raise UserError(f"{options.config}: study() returns {type(study).__name__}; return a dynamics.study.grid.Study")
+    for assignment in getattr(options, "set", []):
+        study = _assigned(study, assignment)
     return study.map_runs(lambda run: dataclasses.replace(run, source=_source(run.source, options)))
+
+
+def _assigned(study: "Study", assignment: str) -> "Study":
+    """The study with one `field=value`; of several grids every one, where that means the same in all of them."""
+    field = assignment.partition("=")[0].strip()
+    changed = config.override(study, [assignment])
+    if not study.plus or field in ("name", "measure_speedup"):
+        return changed
+    if not field.startswith("run.") and field not in ("seeds", "base_cells"):
+        raise UserError(
+            f"--set {assignment}: {study.name!r} has {len(study.grids())} grids, each with axes of its own; change "
+            "them in the config file (run.FIELD, seeds and base_cells change in all grids alike)"
+        )
+    return dataclasses.replace(changed, plus=tuple(_assigned(grid, assignment) for grid in study.plus))
 
 
 def load_run(options: argparse.Namespace) -> "Run":

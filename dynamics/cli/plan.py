@@ -173,20 +173,11 @@ def _print_cells(console: Any, machine: dict[str, Any]) -> None:
 
     priced = machine["price"] is not None
     table = Table(box=None, header_style="bold", pad_edge=False)
-    columns = [
-        "size",
-        "volume",
-        "seed",
-        "steps",
-        "tokens",
-        "MFU",
-        "hours",
-        "chip-hours",
-        *(["dollars"] if priced else []),
-    ]
-    several = len({cell["source"] for cell in machine["cells"]}) > 1
-    for column in [*(["source"] if several else []), *columns]:
-        table.add_column(column, justify="left" if column in ("size", "source") else "right")
+    columns = ["size", "volume", "seed", "steps", "tokens", "MFU", "hours", "chip-hours"]
+    columns += ["dollars"] if priced else []
+    several = [name for name in ("source", "abilities") if len({cell[name] for cell in machine["cells"]}) > 1]
+    for column in [*several, *columns]:
+        table.add_column(column, justify="left" if column in ("size", *several) else "right")
     for cell in machine["cells"]:
         values = [cell["size"], str(cell["volume"]), str(cell["seed"]), f"{cell['steps']:,}", f"{cell['tokens']:,}"]
         if cell["fits"]:
@@ -194,11 +185,11 @@ def _print_cells(console: Any, machine: dict[str, Any]) -> None:
             values += [_hours(cell["chip_hours"]), *([f"{cell['cost']:,.2f}"] if priced else [])]
         else:
             values += ["does not fit", "-", "-", *(["-"] if priced else [])]
-        table.add_row(*([cell["source"]] if several else []), *values)
+        table.add_row(*(cell[name] for name in several), *values)
     total = [f"{machine['cells_that_fit']} cells", "", "", f"{machine['steps']:,}", "", "", _hours(machine["hours"])]
     total += [_hours(machine["chip_hours"]), *([f"{machine['cost']:,.2f}"] if priced else [])]
     table.add_section()
-    table.add_row(*([""] if several else []), *total, style="bold")
+    table.add_row(*[""] * len(several), *total, style="bold")
     console.print(table)
 
 

@@ -21,7 +21,7 @@ from dynamics.study.prepare import Workspace
 from dynamics.study.program import Program
 from dynamics.study.run import Base, Batch, Run
 from dynamics.study.topologies import Topology
-from dynamics.study.workload import TRAINED_SHARE, Load, base_load, load_of, model_shape, readable
+from dynamics.study.workload import TRAINED_SHARE, Load, assumed_records, base_load, load_of, model_shape, readable
 from dynamics.train.optimizer import Optimizer
 
 HOUR = 3600.0
@@ -53,8 +53,9 @@ class Job:
         mesh = self.mesh
         if machine.chip.is_tpu and machine.slices > 1 and mesh.dcn == 1:
             mesh = dataclasses.replace(mesh, dcn=machine.slices)
+        batch = dataclasses.replace(self.batch, documents=None)  # which conversations a step reads is not compiled
         program = Program(
-            shape=self.shape, batch=self.batch, headed=self.batch.rows * self.batch.length, objective=self.objective,
+            shape=self.shape, batch=batch, headed=self.batch.rows * self.batch.length, objective=self.objective,
             optimizer=self.optimizer, mesh=mesh, adapter=self.adapter, topology=machine.name, slices=machine.slices,
         )  # fmt: skip
         if program.problem is not None:
@@ -92,6 +93,12 @@ def jobs_of(value: Study | Run, workspace: Workspace, assumptions: Assumptions) 
             notes[f"tokenizer not read; vocabulary of {shape.name}: {shape.vocab_size:,} (--vocab)"] = None
         for job in _jobs(run, shape, workspace, counted=counted, tokens_per_record=assumptions.tokens_per_record):
             jobs.setdefault(config.fingerprint(job.coords), job)
+    for run in runs:
+        if run.recipe is not None and reasons[run.source] is not None:
+            notes[
+                f"records of {run.recipe.name!r}: {assumed_records(run):,}, computed from assumed counts (the paper's "
+                "Table 1 less 200 held out of each ability; 40,960 synthetic)"
+            ] = None
     if any(job.coords["volume"] == "base" for job in jobs.values()):
         notes["base models count in full, whether or not the cache holds them"] = None
     if any(job.load is None for job in jobs.values()):
@@ -109,15 +116,16 @@ def _jobs(
     where = {"size": run.size_name, "source": run.source.name}
     if isinstance(run.base, Base):
         yield Job(
-            coords={**where, "volume": "base", "seed": run.base.seed}, batch=run.base.batch, objective=SFT(),
-            optimizer=run.base.optimizer, adapter=None, **same,
+            coords={**where, "volume": "base", "abilities": "all", "seed": run.base.seed}, batch=run.base.batch,
+            objective=SFT(), optimizer=run.base.optimizer, adapter=None, **same,
             load=base_load(run.base, tokens_per_record=tokens_per_record),
         )  # fmt: skip
     load = None
-    if run.volume != 0:
+    if run.trains:
         load = load_of(run, workspace, counted=counted, tokens_per_record=tokens_per_record)
-    coords = where | {"volume": run.volume, "seed": run.seed}
-    rest = {"abilities": run.abilities, "order": run.order, "budget": run.budget}
+    volume = run.volume if run.recipe is None else run.recipe.name
+    coords = where | {"volume": volume, "abilities": "+".join(run.abilities) or "all", "seed": run.seed}
+    rest = {"order": run.order, "budget": run.budget, "batch": run.batch, "recipe": run.recipe}
     yield Job(
         coords=coords | {"rest": config.fingerprint(rest)}, batch=run.batch, objective=run.objective,
         optimizer=run.optimizer, adapter=getattr(run, "adapter", None), load=load, **same,

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from dynamics.data.batches import trained_cap
+from dynamics.data.doit import SYNTHETIC
 from dynamics.data.packing import PackingPlan
 from dynamics.data.packing import plan as pack
 from dynamics.errors import UserError
 from dynamics.model.llama import LlamaConfig
 from dynamics.record import ABILITY_NAMES
 from dynamics.seeds import stream
-from dynamics.study.cell import plan_run
+from dynamics.study.course import plan_run
 from dynamics.study.estimate import Work
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import Base, Batch, Run, source_fingerprint, tokenizer_identity
@@ -26,6 +27,14 @@ TOKENS_PER_RECORD = 256
 SPREAD = 0.6
 TRAINED_SHARE = 0.5  # of the tokens, where none can be counted
 _SAMPLE_BATCHES = 8
+
+# Train records that a recipe is computed from where none can be counted: the totals of DoIT's Table 1 less 100 valid
+# and 100 test records of each ability, and its synthetic file.
+# Source: Song et al. 2023, arXiv 2310.19651.
+ASSUMED_COUNTS = {
+    "biology": 1042, "history": 1893, "code": 4968, "creative_writing": 1000, "chinese": 1450, "understanding": 4885,
+    "role_play": 1000, "reasoning": 12_751, "math": 11_501, "ethics": 1000, SYNTHETIC: 40_960,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,20 +78,39 @@ def load_of(run: Run, workspace: Workspace, *, counted: bool, tokens_per_record:
     if counted:
         course, _ = plan_run(run, workspace)
         return _load(course.batches.plan, steps=course.steps, counted=True)
-    if run.volume == "full":
+    if run.volume == "full" and run.recipe is None:
         raise UserError("volume='full' needs the data to be counted; give --data-dir, or plan with a number of records")
-    records = run.volume * len(run.abilities or ABILITY_NAMES)
-    budget = run.budget
+    records, budget = assumed_records(run), run.budget
     sample = _sample(run.batch, tokens_per_record)
     whole = _per_step(sample)
     if budget.epochs is not None:
         tokens = budget.epochs * records * _mean_length(tokens_per_record, run.batch.length)
+        if run.batch.documents is not None:
+            steps = math.ceil(budget.epochs * math.ceil(records / run.batch.documents))
+            return _assumed(tokens, sample, min_steps=budget.min_updates, steps=steps)
     elif budget.tokens is not None:
         tokens = float(budget.tokens)
     else:
         assert budget.updates is not None
         tokens = budget.updates * whole.tokens
     return _assumed(tokens, sample, min_steps=budget.min_updates)
+
+
+def assumed_records(run: Run) -> int:
+    """How many records the run trains on where none can be counted; a recipe's from `ASSUMED_COUNTS`."""
+    try:
+        names = run.ability_names()
+    except UserError:  # only the files would tell
+        names = run.abilities or ABILITY_NAMES
+    if run.recipe is None:
+        assert isinstance(run.volume, int)
+        return run.volume * len(names)
+    unknown = [name for name in names if name not in ASSUMED_COUNTS]
+    if unknown:
+        raise UserError(
+            f"the recipe {run.recipe.name!r} needs the number of records of {unknown[0]!r}; give --data-dir to count it"
+        )
+    return sum(run.recipe({name: ASSUMED_COUNTS[name] for name in names}).values())
 
 
 def base_load(base: Base, *, tokens_per_record: int) -> Load:
@@ -92,9 +120,10 @@ def base_load(base: Base, *, tokens_per_record: int) -> Load:
     return dataclasses.replace(load, work=work, cap=functools.partial(_every_position, base.batch))
 
 
-def _assumed(tokens: float, sample: PackingPlan, *, min_steps: int) -> Load:
+def _assumed(tokens: float, sample: PackingPlan, *, min_steps: int, steps: int | None = None) -> Load:
+    """The load of so many tokens, in as many steps of the sample's kind as they fill where `steps` does not say it."""
     whole = _per_step(sample)
-    steps = max(math.ceil(tokens / whole.tokens), min_steps, 1)
+    steps = max(math.ceil(tokens / whole.tokens) if steps is None else steps, min_steps, 1)
     share = min(1.0, max(tokens, min_steps * whole.tokens) / (steps * whole.tokens))
     work = Work(tokens=whole.tokens * share, trained=whole.trained * share, pairs=whole.pairs * share)
     batch = Batch(rows=sample.rows, length=sample.length)
@@ -122,9 +151,10 @@ def _every_position(batch: Batch, groups: int, micro: int) -> int:
 @functools.lru_cache(maxsize=64)
 def _sample(batch: Batch, tokens_per_record: int) -> PackingPlan:
     """A few batches of documents of the assumed lengths, packed as the real ones are."""
-    count = max(1, _SAMPLE_BATCHES * batch.rows * batch.length // tokens_per_record)
-    lengths = _lengths(tokens_per_record, batch.length, min(count, 20_000))
-    return pack(lengths, np.rint(lengths * TRAINED_SHARE).astype(np.int64), rows=batch.rows, length=batch.length)
+    whole = batch.documents or max(1, batch.rows * batch.length // tokens_per_record)
+    lengths = _lengths(tokens_per_record, batch.length, min(_SAMPLE_BATCHES * whole, 20_000))
+    trained = np.rint(lengths * TRAINED_SHARE).astype(np.int64)
+    return pack(lengths, trained, rows=batch.rows, length=batch.length, documents_per_batch=batch.documents)
 
 
 def _lengths(tokens_per_record: int, length: int, count: int) -> np.ndarray:
@@ -137,7 +167,7 @@ def _mean_length(tokens_per_record: int, length: int) -> float:
 
 
 def _per_step(sample: PackingPlan) -> Work:
-    """A full step of the sample: its last batch, which ends early, is left out where there are others."""
+    """A full step of the sample: its last batch, which may end early, is left out where there are others."""
     whole = max(1, sample.num_batches - 1)
     lengths = sample.num_tokens[: int(sample.starts[whole])].astype(np.float64)
     trained = sample.num_trained[: int(sample.starts[whole])]
