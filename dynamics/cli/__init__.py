@@ -113,8 +113,9 @@ def _study_commands(root: _Commands) -> None:
 
 def _data_commands(root: _Commands) -> None:
     group = _group(
-        root, "data", "see, check and write data", "show|check|practice", "dynamics data show configs/practice.py"
-    )
+        root, "data", "see, check, prepare and write data", "show|check|prepare|practice",
+        "dynamics data show configs/practice.py",
+    )  # fmt: skip
     show = _command(
         group, "show", "data:show",
         "Show what a config would train on: abilities x volumes x tokens, and rows with the trained part marked.",
@@ -129,6 +130,7 @@ def _data_commands(root: _Commands) -> None:
     )  # fmt: skip
     check.add_argument("files", nargs="+", help="JSON-Lines files, .gz too, or folders of them laid out for a study")
     _json(check)
+    _prepare_command(group)
     practice = _command(
         group, "practice", "data:practice", "Write the practice set as JSON-Lines files, one folder for each ability.",
         "dynamics data practice practice_set --records 1000 --seed 1",
@@ -137,6 +139,25 @@ def _data_commands(root: _Commands) -> None:
     practice.add_argument("--records", type=int, default=1000, help="training records for each ability (default: 1000)")
     practice.add_argument("--seed", type=int, default=0, help="another seed gives other records (default: 0)")
     _json(practice)
+
+
+def _prepare_command(group: _Commands) -> None:
+    prepare = _command(
+        group, "prepare", "prepare:prepare",
+        "Make the tokenizer and the token shards that a config's runs read, before any training; an interrupted call "
+        "goes on where it stopped.",
+        "dynamics data prepare configs/practice.py --workers 2",
+    )  # fmt: skip
+    _config(prepare, "study")
+    prepare.add_argument("--workers", type=int, metavar="N", help="processes that encode records (default: one a core)")
+    prepare.add_argument(
+        "--shard", metavar="I/N",
+        help="make the I-th of N shares only, into a cache folder that N processes share; the last completes it",
+    )  # fmt: skip
+    prepare.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="as in study run, e.g. run.batch.length=512"
+    )
+    _json(prepare)
 
 
 def _score_command(root: _Commands) -> None:

@@ -110,7 +110,7 @@ class ProgressLine:
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        if now - self._last < self._every:
+        if now - self._last < self._every or progress.done == progress.total:
             return
         self._last = now
         made, spent = progress.done - progress.found, now - self._began

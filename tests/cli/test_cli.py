@@ -22,7 +22,7 @@ def run(capsys, *arguments):
 
 LEAVES = (
     ("study", "run"), ("study", "status"), ("study", "report"), ("train",), ("eval",),
-    ("data", "show"), ("data", "check"), ("data", "practice"), ("model", "info"), ("version",),
+    ("data", "show"), ("data", "check"), ("data", "practice"), ("data", "prepare"), ("model", "info"), ("version",),
     ("model", "import"), ("model", "export"), ("score",), ("plan",),
 )  # fmt: skip
 
