@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int
 from dynamics.ability import SCORERS, Item, Kind
 from dynamics.data.template import Template
 from dynamics.data.tokenizer import Tokenizer
-from dynamics.eval.prepared import Prepared, prepare
+from dynamics.eval import published
+from dynamics.eval.prepared import Prepared, offered_letters, prepare
 from dynamics.eval.settings import Evaluation
 from dynamics.losses.objective import token_logprobs, trained_hidden
 from dynamics.losses.sft import CHUNK
@@ -46,6 +47,7 @@ class ItemResult:
 
     `loss_sum` is in nats, summed over the `num_tokens` tokens of the reference answer, its end of turn included.
     `answer` is the generated text, the letter chosen, or for perplexity the number of the choice (the gold is "0").
+    `truncated`: the generated answer did not end, or a scored text was cut (only with over_long="truncate").
     An item too long for the evaluation is not asked: score 0, no tokens.
     """
 
@@ -86,7 +88,7 @@ def evaluate_prepared(model: Any, prepared: Prepared, *, mesh: Mesh | None = Non
     for index, item in enumerate(prepared.items):
         texts = slice(bounds[index], bounds[index + 1])
         if index in prepared.too_long:
-            results.append(_result(item, score=0.0, answer="", too_long=True))
+            results.append(_result(item, prepared.settings, score=0.0, answer="", too_long=True))
             continue
         if index in answers:
             result = _judge(item, answers[index], prepared)
@@ -95,14 +97,16 @@ def evaluate_prepared(model: Any, prepared: Prepared, *, mesh: Mesh | None = Non
         else:
             result = _choose_text(item, logprobs[texts] / prepared.num_targets[texts], prepared.settings)
         loss, count = -logprobs[texts.start], prepared.num_targets[texts.start]
-        results.append(replace(result, loss_sum=float(loss), num_tokens=int(count)))
+        truncated = result.truncated or index in prepared.cut
+        results.append(replace(result, loss_sum=float(loss), num_tokens=int(count), truncated=truncated))
     return results
 
 
-def _result(item: Item, *, score: float, answer: str, **flags: bool) -> ItemResult:
+def _result(item: Item, settings: Evaluation, *, score: float, answer: str, **flags: bool) -> ItemResult:
     record = item.record
+    chance = published.chance(item) if settings.rules == "published" else item.chance
     return ItemResult(
-        id=record.id, ability=record.ability, kind=item.kind, score=score, chance=item.chance, loss_sum=0.0,
+        id=record.id, ability=record.ability, kind=item.kind, score=score, chance=chance, loss_sum=0.0,
         num_tokens=0, answer=answer, **flags,
     )  # fmt: skip
 
@@ -119,27 +123,34 @@ def _choose_text(item: Item, mean_logprobs: Float[np.ndarray, " options"], setti
     """The choice of the lowest perplexity, exp(-mean log-probability of its tokens, end of turn included)."""
     # The model computed in float32: a difference below that is a tie.
     place, score = _best(mean_logprobs.astype(np.float32), 0, settings.ties)
-    return _result(item, score=score, answer=str(place))
+    return _result(item, settings, score=score, answer=str(place))
 
 
 def _choose_letter(item: Item, logits: Float[np.ndarray, " letters"], prepared: Prepared) -> ItemResult:
-    """The most likely of the item's option letters."""
-    offered = logits[[prepared.letters.index(letter) for letter in item.options]]
-    place, score = _best(offered, item.options.index(item.reference), prepared.settings.ties)
-    return _result(item, score=score, answer=item.options[place])
+    """The most likely of the letters that the item offers; the published code takes the first of equal ones."""
+    settings, letters = prepared.settings, offered_letters(item, prepared.settings)
+    offered, gold = logits[[prepared.letters.index(letter) for letter in letters]], letters.index(item.reference)
+    place, score = _best(offered, gold, settings.ties)
+    if settings.rules == "published":
+        score = float(place == gold)
+    return _result(item, settings, score=score, answer=letters[place])
 
 
 def _judge(item: Item, generated: Generated, prepared: Prepared) -> ItemResult:
     """The score of a generated answer; a choice that cannot be read is taken from the last step's logits."""
-    answer = prepared.tokenizer.decode(generated.tokens)
+    answer, settings = prepared.tokenizer.decode(generated.tokens), prepared.settings
     truncated = not generated.stopped
     if item.kind != "choice":
-        unparsed = READERS[item.kind](answer) is None
-        score = SCORERS[item.kind](answer, item.reference)
-        return _result(item, score=score, answer=answer, unparsed=unparsed, truncated=truncated)
+        if settings.rules == "published":
+            unparsed = published.read(item.kind, answer) is None
+            score = published.score(item.kind, answer, item.reference)
+        else:
+            unparsed = READERS[item.kind](answer) is None
+            score = SCORERS[item.kind](answer, item.reference)
+        return _result(item, settings, score=score, answer=answer, unparsed=unparsed, truncated=truncated)
     letter = read_choice(answer, options=item.options)
     if letter is not None:
-        return _result(item, score=float(letter == item.reference), answer=answer, truncated=truncated)
+        return _result(item, settings, score=float(letter == item.reference), answer=answer, truncated=truncated)
     chosen = _choose_letter(item, np.asarray(generated.last_logits)[prepared.letter_ids], prepared)
     return replace(chosen, answer=answer, unparsed=True, truncated=truncated)
 

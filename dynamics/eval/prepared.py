@@ -17,6 +17,7 @@ from dynamics.data.packing import plan
 from dynamics.data.template import Encoded, Template, encode
 from dynamics.data.tokenizer import Tokenizer
 from dynamics.errors import UserError
+from dynamics.eval import published
 from dynamics.eval.settings import Evaluation
 from dynamics.record import Record, Turn
 
@@ -45,6 +46,7 @@ class Prepared:
     tokenizer: Tokenizer
     items: tuple[Item, ...]
     too_long: frozenset[int]  # items that are not asked
+    cut: frozenset[int]  # items a text of which was cut to fit
     item_of_text: Int32[np.ndarray, " texts"]  # texts lie item by item, the reference first
     num_targets: Int32[np.ndarray, " texts"]  # trained tokens of each text, its end of turn included
     packed: tuple[Packed, ...]
@@ -67,19 +69,25 @@ def prepare(
     prompts, too_long = _prompts(items, tokenizer, template, settings)
     texts: list[Encoded] = []
     item_of_text: list[int] = []
+    cut: set[int] = set()
     for index, item in enumerate(items):
         encoded = [_answer_only(encode(template, tokenizer, messages)) for messages in _texts(item)]
-        if index in too_long or max(map(len, encoded)) > settings.max_length:
+        if settings.over_long == "truncate" and max(map(len, encoded)) > settings.max_length:
+            encoded = [_cut(text, settings.max_length) for text in encoded]
+            cut.add(index)
+        fits = max(map(len, encoded)) <= settings.max_length and min(text.num_trained for text in encoded) > 0
+        if index in too_long or not fits:
             too_long.add(index)
             continue
         texts.extend(encoded)
         item_of_text.extend([index] * len(encoded))
-    letters = tuple(sorted({letter for item in items if item.kind == "choice" for letter in item.options}))
+    letters = tuple(sorted({letter for item in items for letter in offered_letters(item, settings)}))
     return Prepared(
         settings=settings,
         tokenizer=tokenizer,
         items=items,
         too_long=frozenset(too_long),
+        cut=frozenset(cut - too_long),
         item_of_text=np.asarray(item_of_text, np.int32),
         num_targets=np.asarray([text.num_trained for text in texts], np.int32),
         packed=_buckets(texts, settings, row_shards),
@@ -88,6 +96,22 @@ def prepare(
         prompts=tuple((index, prompt) for index, prompt in prompts if index not in too_long),
         stop_ids=_stop_ids(tokenizer, template),
     )
+
+
+def offered_letters(item: Item, settings: Evaluation) -> tuple[str, ...]:
+    """The letters whose logits are compared for this item; none where it is no choice.
+
+    Published: always A to D. A gold beyond D, which the published code refuses, keeps its options.
+    """
+    if item.kind != "choice":
+        return ()
+    if settings.rules == "published" and item.reference in published.LETTERS:
+        return published.LETTERS
+    return item.options
+
+
+def _cut(text: Encoded, length: int) -> Encoded:
+    return Encoded(tokens=text.tokens[:length], trained=text.trained[:length])
 
 
 def _texts(item: Item) -> list[tuple[Turn, ...]]:
@@ -119,7 +143,8 @@ def _prompts(
         if item.kind not in asked:
             continue
         ids = encode(template, tokenizer, item.prompt, generate=True).tokens.tolist()
-        if len(ids) + settings.max_new_tokens > settings.max_length:
+        room = settings.max_new_tokens if settings.over_long == "zero" else 1
+        if len(ids) + room > settings.max_length:
             too_long.add(index)
         prompts.append((index, ids))
     return prompts, too_long

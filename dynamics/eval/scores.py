@@ -71,6 +71,41 @@ def aggregate(results: Sequence[ItemResult]) -> Overall:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PublishedScores:
+    """The numbers as the published scorer writes them; see `published_average`."""
+
+    scores: dict[str, float]
+    expected: dict[str, float]
+    average: float
+    expected_average: float
+
+
+def published_average(results: Sequence[ItemResult]) -> PublishedScores:
+    """What the published scorer prints for these items, its halved average included.
+
+    A score is the number of right items (percent where there are 100, as in DoIT's test), for C-Eval's parts, which
+    have 40, times 100/40. "average" sums the scores and divides by the length of the table that holds each score and
+    each chance level: half the mean of the thirteen, from 0 to 50. With Evaluation(rules="published") the chance levels
+    are the published ones too (0.33 for three options). Raises UserError for no results.
+    """
+    if not results:
+        raise UserError("there are no results to average; evaluate at least one record")
+    scores: dict[str, float] = {}
+    expected: dict[str, float] = {}
+    for result in results:
+        weight = 100 / 40 if result.ability.startswith("ceval_") else 1.0
+        scores[result.ability] = scores.get(result.ability, 0.0) + weight * result.score
+        expected[result.ability] = expected.get(result.ability, 0.0) + weight * result.chance
+    entries = len(scores) + len(expected)
+    return PublishedScores(
+        scores=scores,
+        expected=expected,
+        average=math.fsum(scores.values()) / entries,
+        expected_average=math.fsum(expected.values()) / entries,
+    )
+
+
 def _ability_score(ability: str, results: Sequence[ItemResult]) -> AbilityScore:
     scores = [result.score for result in results]
     num_tokens = sum(result.num_tokens for result in results)

@@ -330,6 +330,9 @@ def _drop_unused(plain: dict[str, Any]) -> None:
         del plain["choose_after"]
     if not plain["benchmarks"]:
         del plain["benchmarks"], plain["benchmark_at"]
+    for field, usual in (("rules", "ours"), ("over_long", "zero")):
+        if plain["evaluation"][field] == usual:
+            del plain["evaluation"][field]
     for batch in (plain["batch"], plain["base"]["batch"] if isinstance(plain["base"], dict) else {}):
         if batch.get("documents") is None:
             batch.pop("documents", None)

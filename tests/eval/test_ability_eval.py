@@ -13,6 +13,7 @@ from dynamics.data.template import DOIT, TEMPLATES, encode, tokenizer_specials
 from dynamics.data.tokenizer import Tokenizer
 from dynamics.eval import ability_eval
 from dynamics.eval.ability_eval import Evaluation, evaluate, evaluate_prepared, prepare, score_texts
+from dynamics.eval.settings import PUBLISHED
 from dynamics.model.sample import Generated
 from dynamics.model.sharding import MeshShape, make_mesh, shardings_for
 from dynamics.record import Turn
@@ -190,6 +191,44 @@ def test_generated_answers_are_read_and_judged(tokenizer, item, text, score, unp
     result = ability_eval._judge(prepared.items[0], generated, prepared)
     assert (result.score, result.unparsed, result.truncated) == (score, unparsed, False)
     assert result.answer.split() == text.split()
+
+
+@pytest.mark.parametrize(
+    ("item", "text", "score", "unparsed", "chance"),
+    [
+        (record("history", "true or false?", "T"), "正确 T", 1, False, 0.5),
+        (record("history", "true or false?", "错误"), "The F", 0, True, 0.5),  # the T of The, which ours passes over
+        (record("chinese", "春风又绿（ ）岸", "江南"), "江南。", 0, False, 0.0),  # ours takes the mark off
+        (record("ethics", FOUR, "B"), "Answer: B", 0, False, 0.25),  # the A of Answer
+        (record("math", "2 + 3?", "5", answer="5"), "答案：5.0", 0, False, 0.0),
+        (record("understanding", "Which?\nA. sky\nB. rose\nC. leaf", "C"), "rose", 0, True, 0.33),  # D is likeliest
+        (record("biology", FOUR, "D"), "rose", 1, True, 0.25),
+        (record("creative_writing", "poem", "gold sky"), "gold sky", 1, False, 0.0),
+    ],
+)
+def test_answers_are_judged_by_the_published_rules_where_asked(tokenizer, item, text, score, unparsed, chance):
+    settings = dataclasses.replace(SMALL, choice="generation", ties="correct", rules="published")
+    prepared = prepare([item], tokenizer, DOIT, settings)
+    logits = np.zeros(tokenizer.vocab_size, np.float32)
+    logits[tokenizer.letter_id("C")], logits[tokenizer.letter_id("D")] = 1.0, 2.0
+    generated = Generated(tokens=tokenizer.encode(text), stopped=True, last_logits=logits)
+    result = ability_eval._judge(prepared.items[0], generated, prepared)
+    assert (result.score, result.unparsed, result.chance) == (score, unparsed, chance)
+
+
+def test_the_published_rules_take_the_first_of_equal_letters(tokenizer):
+    items = [record("biology", FOUR, "A"), record("biology", FOUR, "B")]
+    settings = dataclasses.replace(SMALL, ties="correct", rules="published")
+    assert [result.score for result in run(unigram(tokenizer), items, tokenizer, settings)] == [1, 0]
+    assert [result.answer for result in run(unigram(tokenizer), items, tokenizer, settings)] == ["A", "A"]
+
+
+def test_published_settings_score_every_kind(model, records, tokenizer):
+    settings = dataclasses.replace(PUBLISHED, max_new_tokens=6, max_length=256, row_length=64, batch_tokens=128)
+    results = run(model, [*records, record_of_format_1("code", "which?", "gold", "iron " * 300)], tokenizer, settings)
+    assert not any(result.too_long for result in results)
+    assert results[-1].truncated
+    assert all(result.num_tokens > 0 for result in results)
 
 
 def test_an_answer_that_does_not_end_is_counted_as_truncated(tokenizer):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from dynamics.data.template import DOIT, encode
+from dynamics.data.tokenizer import Tokenizer
 from dynamics.errors import UserError
-from dynamics.eval.prepared import answer_letter_ids, prepare
+from dynamics.eval.prepared import answer_letter_ids, letter_ids, prepare
 from dynamics.eval.settings import Evaluation
 
-from .conftest import record
+from .conftest import record, record_of_format_1
 
 SMALL = Evaluation(row_length=32, batch_tokens=64, max_length=256)
 
@@ -46,6 +47,44 @@ def test_letters_are_read_as_answers_are_trained(tokenizer):
     assert ids.tolist() != [tokenizer.bare_piece_id(letter) for letter in "ABCD"]
 
 
+def test_letters_can_be_read_as_bare_pieces(tokenizer):
+    bare = letter_ids("ABCD", tokenizer, DOIT, "bare").tolist()
+    assert bare == [tokenizer.bare_piece_id(letter) for letter in "ABCD"]
+    assert letter_ids("ABCD", tokenizer, DOIT, "answer").tolist() != bare
+    with pytest.raises(UserError, match=r"no piece '甲' without a leading space"):
+        letter_ids("甲", tokenizer, DOIT, "bare")
+
+
+@pytest.mark.shared_data
+def test_the_letters_of_the_published_tokenizer_are_the_published_ids(shared_data):
+    tokenizer = Tokenizer.load(shared_data / "doit/chinese_llama_plus_tokenizer.model")
+    assert letter_ids("ABCD", tokenizer, DOIT, "answer").tolist() == [319, 350, 315, 360]
+    assert letter_ids("ABCD", tokenizer, DOIT, "bare").tolist() == [29909, 29933, 29907, 29928]
+
+
+def test_published_settings_cut_texts_and_ask_as_long_as_a_prompt_fits(tokenizer):
+    long_choice = record_of_format_1("code", "which?", "gold", "iron " * 300)
+    no_room = record("math", "gold " * 120, "5", answer="5")
+    no_answer = record_of_format_1("code", "gold " * 300, "gold", "iron")
+    given = [long_choice, no_room, no_answer]
+    assert prepare(given, tokenizer, DOIT, SMALL).too_long == {0, 1, 2}
+    prepared = prepare(given, tokenizer, DOIT, dataclasses.replace(SMALL, over_long="truncate"))
+    assert prepared.too_long == {2}, "nothing of its answers is left"
+    assert prepared.cut == {0}
+    assert [index for index, _ in prepared.prompts] == [1]
+    prompt = len(encode(DOIT, tokenizer, long_choice.messages[:1], generate=True))
+    assert prepared.num_targets.tolist() == [3, 256 - prompt, 3]  # two pieces and the end of turn; what is left
+
+
+def test_published_rules_offer_a_to_d_whatever_the_options(tokenizer):
+    three = record("understanding", "Which?\nA. sky\nB. rose\nC. leaf", "C")
+    six = record("reasoning", "Which?\nA. a\nB. b\nC. c\nD. d\nE. e\nF. f", "F")
+    rules = dataclasses.replace(SMALL, rules="published")
+    assert prepare([three], tokenizer, DOIT, SMALL).letters == ("A", "B", "C")
+    assert prepare([three], tokenizer, DOIT, rules).letters == ("A", "B", "C", "D")
+    assert prepare([six], tokenizer, DOIT, rules).letters == ("A", "B", "C", "D", "E", "F")
+
+
 def test_an_answer_ends_at_the_tokens_of_the_published_protocol(records, tokenizer):
     names = ("<bos>", "<eos>", "<eot>", "<user>", "<assistant>", "<pad>")
     stops = {tokenizer.special_id(name) for name in names} | {tokenizer.unk_id}
@@ -62,6 +101,8 @@ def test_letters_that_begin_alike_are_refused(tokenizer):
     [
         ("choice", "vote", r"choice is 'vote'; allowed: likelihood, generation"),
         ("ties", "lose", r"ties is 'lose'; allowed: share, correct"),
+        ("rules", "mine", r"rules is 'mine'; allowed: ours, published"),
+        ("over_long", "drop", r"over_long is 'drop'; allowed: zero, truncate"),
         ("batch_size", 0, r"batch_size is 0; give a whole number >= 1"),
         ("row_length", 4096, r"row_length is 4096 and max_length 256; .*lower row_length or raise max_length"),
     ],

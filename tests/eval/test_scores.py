@@ -6,7 +6,7 @@ import pytest
 
 from dynamics.errors import UserError
 from dynamics.eval.ability_eval import ItemResult
-from dynamics.eval.scores import aggregate
+from dynamics.eval.scores import aggregate, published_average
 
 
 def result(ability, score, chance=0.25, loss_sum=2.0, num_tokens=4, **flags):
@@ -64,3 +64,17 @@ def test_nothing_asked_has_no_loss():
 def test_no_results_are_refused():
     with pytest.raises(UserError, match="no results to average; evaluate at least one record"):
         aggregate([])
+
+
+def test_the_published_average_is_half_the_mean_and_counts_an_item_of_ceval_as_two_and_a_half():
+    results = [result("math", float(i < 30), chance=0.0) for i in range(100)]
+    results += [result("biology", float(i < 50), chance=0.25) for i in range(100)]
+    results += [result("ceval_physician", float(i < 16), chance=0.25) for i in range(40)]
+    published = published_average(results)
+    assert published.scores == {"math": 30.0, "biology": 50.0, "ceval_physician": 40.0}
+    assert published.expected == {"math": 0.0, "biology": 25.0, "ceval_physician": 25.0}
+    assert published.average == pytest.approx((30 + 50 + 40) / 6)
+    assert published.expected_average == pytest.approx(50 / 6)
+    assert published.average == pytest.approx(100 * aggregate(results).score / 2)
+    with pytest.raises(UserError, match="no results to average"):
+        published_average([])
