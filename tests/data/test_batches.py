@@ -123,6 +123,19 @@ def test_the_global_batch_is_the_same_for_any_number_of_hosts(batches, num_hosts
         assert_equal(joined, batches.batch(step))
 
 
+@pytest.mark.parametrize("num_hosts", [1, 2, 4])
+def test_steps_of_whole_conversations_are_shared_and_compacted_like_any_other(store, num_hosts):
+    whole = Batches.build(store, EPOCHS, rows=ROWS, length=LENGTH, documents_per_batch=7, mix_epochs=False)
+    assert whole.epoch_ends == (9, 18, 27), "60 documents are 9 steps of at most 7"
+    assert [len(whole.plan.documents(step)) for step in range(9)] == [7] * 8 + [4]
+    cap = trained_cap(whole.plan, groups=4)
+    for step in range(len(whole)):
+        parts = [whole.host_rows(step, host, num_hosts) for host in range(num_hosts)]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        assert_equal(joined, whole.batch(step))
+        assert compact(joined, groups=4, cap=cap)["trained_weights"].sum() == joined["weights"].sum()
+
+
 @settings(max_examples=10)
 @given(data=st.data())
 def test_resuming_at_any_step_gives_the_rest(store, batches, data):

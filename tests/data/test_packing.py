@@ -22,10 +22,12 @@ def document(num_tokens: int, trained_from: int = 1) -> Encoded:
 def plan_arguments(draw: st.DrawFn) -> dict[str, Any]:
     length = draw(st.integers(2, 20))
     num_tokens = np.array(draw(st.lists(st.integers(1, length), max_size=60)), dtype=np.int64)
+    documents = draw(st.sampled_from([None, 1, 3, 8]))
     return {
         "num_tokens": num_tokens,
         "num_trained": num_tokens // 2,
-        "rows": draw(st.integers(1, 9)),
+        "rows": draw(st.integers(documents or 1, 9)),
+        "documents_per_batch": documents,
         "length": length,
         "documents_per_row": draw(st.sampled_from([None, 1, 2])),
         "new_batch_at": draw(st.lists(st.integers(0, 60), max_size=3)),
@@ -125,6 +127,30 @@ def test_one_document_a_row_takes_as_many_batches_as_doit_counts_steps(sizes, ro
     assert set(packing.segment) == {1}
 
 
+@given(epochs=st.lists(st.lists(st.integers(1, 8), min_size=1, max_size=20), min_size=1, max_size=4))
+def test_with_documents_a_batch_every_epoch_takes_its_records_over_their_number_and_never_mixes(epochs):
+    sizes = np.concatenate(epochs)
+    ends = np.cumsum([len(epoch) for epoch in epochs]).tolist()
+    packing = plan(sizes, sizes, rows=6, length=8, documents_per_batch=6, new_batch_at=ends)
+    whole = [[6] * (len(epoch) // 6) + [len(epoch) % 6] * (len(epoch) % 6 > 0) for epoch in epochs]
+    assert np.diff(packing.starts).tolist() == [count for epoch in whole for count in epoch]
+
+
+@given(sizes=st.lists(st.integers(1, 8), min_size=1, max_size=40), documents=st.integers(1, 9))
+def test_documents_a_batch_fill_rows_by_first_fit_and_the_rows_needed_are_told(sizes, documents):
+    sizes = np.array(sizes)
+    packing = plan(sizes, sizes, rows=documents, length=8, documents_per_batch=documents)
+    needed = 0
+    for first in range(0, len(sizes), documents):
+        alone = plan(sizes[first : first + documents], sizes[first : first + documents], rows=documents, length=8)
+        assert packing.row[first : first + documents].tolist() == alone.row.tolist()
+        needed = max(needed, int(alone.row.max()) + 1)
+    assert plan(sizes, sizes, rows=needed, length=8, documents_per_batch=documents).row.max() == needed - 1
+    if needed > 1:
+        with pytest.raises(UserError, match=rf"{documents} documents a step do not fit .* give {needed} rows or more"):
+            plan(sizes, sizes, rows=needed - 1, length=8, documents_per_batch=documents)
+
+
 def test_a_cut_opens_a_batch_and_only_there():
     sizes = np.full(6, 2)
     packing = plan(sizes, sizes, rows=2, length=8, new_batch_at=[0, 3, 6])
@@ -200,6 +226,11 @@ def test_every_document_is_kept_or_counted(sizes, policy):
         (lambda: plan(np.array([3, 9]), np.array([1, 1]), rows=1, length=8), "document 1 .* has 9 tokens, rows have 8"),
         (lambda: plan(np.array([3, 0]), np.array([1, 0]), rows=1, length=8), "document 1 .* has no token"),
         (lambda: plan(np.array([3]), np.array([1]), rows=0, length=8), "batches of 0 rows of 8 tokens"),
+        (lambda: plan(np.array([3]), np.array([1]), rows=1, length=8, documents_per_batch=0), "batches of 0 documents"),
+        (
+            lambda: plan(np.array([5, 5, 5, 5]), np.zeros(4, int), rows=1, length=8, documents_per_batch=2),
+            "2 documents a step do not fit into 1 rows of 8 tokens in 2 of 2 steps; give 2 rows or more",
+        ),
     ],
 )
 def test_errors_name_the_document(call, message):

@@ -7,6 +7,7 @@ import pytest
 from dynamics import config
 from dynamics.data.mixture import Blocked, Interleaved
 from dynamics.data.practice import Practice
+from dynamics.data.recipes import Maximum
 from dynamics.errors import UserError
 from dynamics.model.llama import SIZES
 from dynamics.model.sharding import MeshShape
@@ -64,6 +65,33 @@ def test_growing_an_axis_keeps_every_cell_there_was():
 def test_a_study_survives_json():
     study = dataclasses.replace(STUDY, sources=(Practice(seed=3),), orders=(Blocked(first=("math",)),))
     assert config.from_json(config.to_json(study)) == study
+
+
+def test_a_union_of_grids_is_one_study_whose_cells_come_once():
+    other = Practice(seed=1, pool=8, num_valid=2, num_test=2, corpus_documents=120, name="other")
+    more = dataclasses.replace(STUDY, volumes=(2, 4))
+    elsewhere = dataclasses.replace(STUDY, run=changed(RUN, source=other), seeds=(0,), base_cells=False)
+    study = dataclasses.replace(STUDY, plus=(more, dataclasses.replace(elsewhere, plus=(STUDY,))))
+    cells = study.cells()
+    assert [cell.id for cell in cells[:5]] == [cell.id for cell in STUDY.cells()]
+    assert len(cells) == 5 + 2 + 2, "more of volumes brings 4 alone, the other source its own two"
+    assert {cell.coords["source"] for cell in cells} == {"practice", "other"}
+    assert config.from_json(config.to_json(study)) == study
+    moved = study.map_runs(lambda run: changed(run, batch=dataclasses.replace(run.batch, rows=4)))
+    assert {run.batch.rows for run in moved.runs()} == {4}
+
+
+def test_a_budget_axis_of_one_grid_is_a_coordinate_of_all():
+    study = dataclasses.replace(STUDY, plus=(dataclasses.replace(STUDY, budgets=(Budget(updates=9),)),))
+    assert all("budget" in cell.coords for cell in study.cells())
+
+
+def test_base_cells_follow_no_recipe():
+    study = dataclasses.replace(STUDY, run=changed(RUN, recipe=Maximum(few=2, capped=(("creative_writing", 3),))))
+    base, *rest = dataclasses.replace(study, volumes=()).cells()
+    assert base.id == STUDY.cells()[0].id
+    assert (base.coords["volume"], base.coords["mixture"]) == (0, "even")
+    assert {(cell.coords["volume"], cell.coords["mixture"]) for cell in rest} == {("maximum", "maximum")}
 
 
 def test_changing_every_run_changes_the_sources_axis_too():
