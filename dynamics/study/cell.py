@@ -29,12 +29,13 @@ from dynamics.study.base import (
     row_groups_here,
     run_mesh,
 )
+from dynamics.study.cell_benchmarks import read_benchmarks
 from dynamics.study.choice import by_ability, choose, curve_points, rule_text
 from dynamics.study.course import device_batches, plan_run, pool_counts
 from dynamics.study.folder import CellFolder, write_json
 from dynamics.study.grid import Cell
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import benchmarks_of, identity
+from dynamics.study.run import identity
 from dynamics.train.checkpoint import Checkpointer, load_params, save_params
 from dynamics.train.distributed import agree, barrier, check_shared, is_lead, several
 from dynamics.train.log import Log, read_log
@@ -137,13 +138,8 @@ class Training:
 
     def read_benchmarks(self, step: int, trained: Any) -> None:
         """Put the benchmarks to the parameters of this step."""
-        from dynamics.eval.benchmark_eval import score_benchmarks
-
         began = time.perf_counter()
-        found = score_benchmarks(
-            whole_model(self._frozen, trained), benchmarks_of(self.run), tokenizer=self.workspace.tokenizer(self.run),
-            template=self.run.template, mesh=self.mesh,
-        )  # fmt: skip
+        found = read_benchmarks(whole_model(self._frozen, trained), self.run, self.workspace, self.mesh)
         self.benchmarks[:] = [entry for entry in self.benchmarks if entry["step"] < step]
         self.benchmarks += agree([entry | {"step": step, "epoch": self._epoch(step)} for entry in found])
         self.eval_seconds += time.perf_counter() - began

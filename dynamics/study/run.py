@@ -308,7 +308,7 @@ def identity(run: Run) -> dict[str, Any]:
         plain.pop(field, None)
     _drop_unused(plain)
     if run.benchmarks:
-        plain["benchmarks"] = [_benchmark_identity(one) for one in benchmarks_of(run)]
+        plain["benchmarks"] = [benchmark_identity(one) for one in benchmarks_of(run)]
     folder = weights_folder(run)
     if folder is not None:
         plain["base"] = _weights_identity(folder)
@@ -338,7 +338,7 @@ def _drop_unused(plain: dict[str, Any]) -> None:
             batch.pop("documents", None)
 
 
-def _benchmark_identity(benchmark: Benchmark) -> dict[str, Any]:
+def benchmark_identity(benchmark: Benchmark) -> dict[str, Any]:
     """The benchmark's settings, and its content in the place of its folder."""
     return config.to_plain(benchmark) | {"data_dir": _benchmark_fingerprint(benchmark)}
 
