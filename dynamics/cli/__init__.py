@@ -160,6 +160,42 @@ def _prepare_command(group: _Commands) -> None:
     _json(prepare)
 
 
+def _eval_command(root: _Commands) -> None:
+    evaluate = _command(
+        root, "eval", "evaluate:evaluate", "Score a finished run on each ability, or any model on benchmarks.",
+        "dynamics eval results/practice/cells/0123456789ab --split valid\n  "
+        "dynamics eval weights/7b --benchmark cmmlu agieval --data-dir data --template doit --output results/7b",
+    )  # fmt: skip
+    evaluate.add_argument("model", help="the folder of a finished run or cell; with --benchmark a model folder too")
+    evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="which items (default: test)")
+    evaluate.add_argument("--records", nargs="+", help="score these record files in place of the run's own split")
+    evaluate.add_argument("--mesh", metavar="AXES", help="devices, e.g. data=1 or fsdp=4,tensor=2 (default: the run's)")
+    evaluate.add_argument(
+        "--benchmark", nargs="+", choices=("cmmlu", "agieval", "ceval", "doit"), help="published tests, one or several"
+    )
+    evaluate.add_argument("--data-dir", metavar="DIR", help="holds cmmlu/, agieval/, ...; or is the one that is asked")
+    evaluate.add_argument("--shots", nargs="+", type=int, help="worked examples before a question (default: 0 and 5)")
+    evaluate.add_argument("--tasks", nargs="+", help="only these subjects (default: all)")
+    evaluate.add_argument("--limit", type=int, help="only so many questions of each subject, for a quick look")
+    evaluate.add_argument(
+        "--letters", choices=("bare", "answer"),
+        help="compare the pieces 'A', as published, or those that an answer begins with (default: the benchmark's)",
+    )  # fmt: skip
+    evaluate.add_argument("--template", metavar="NAME", help="how a model folder's prompts are written; a run knows")
+    evaluate.add_argument(
+        "--published", action="store_true", help="the published rules, errors included, to compare with the papers"
+    )
+    evaluate.add_argument("--max-length", type=int, metavar="TOKENS", help="of a prompt (default: 2048)")
+    evaluate.add_argument(
+        "--batch-tokens", type=int, metavar="TOKENS", help="of a batch on a device (default: 2048 on CPU, else 16384)"
+    )
+    evaluate.add_argument(
+        "--compute", choices=("float32", "bfloat16", "float16"), help="type of the products (default: the model's own)"
+    )
+    evaluate.add_argument("--output", metavar="DIR", help="write all answers and scores here, and be resumable")
+    _json(evaluate)
+
+
 def _score_command(root: _Commands) -> None:
     score = _command(
         root, "score", "score:score", "Log-probability of every record's answer under a model, one JSON line a record.",
@@ -285,15 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _hosts(train)
     _json(train)
-    evaluate = _command(
-        root, "eval", "train:evaluate", "Score a finished run's model on each ability.",
-        "dynamics eval results/practice/cells/0123456789ab --split valid",
-    )  # fmt: skip
-    evaluate.add_argument("checkpoint", help="the folder of a finished run or cell")
-    evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="which items (default: test)")
-    evaluate.add_argument("--records", nargs="+", help="score these record files in place of the run's own split")
-    evaluate.add_argument("--mesh", metavar="AXES", help="devices, e.g. data=1 or fsdp=4,tensor=2 (default: the run's)")
-    _json(evaluate)
+    _eval_command(root)
     _data_commands(root)
     _score_command(root)
     _plan_command(root)

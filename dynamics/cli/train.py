@@ -51,7 +51,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from dynamics.study.single import score_run
 
     overall, num_rejected = score_run(
-        options.checkpoint,
+        options.model,
         Workspace(cache_folder()),
         split=options.split,
         files=options.records or (),

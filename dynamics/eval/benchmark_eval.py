@@ -264,6 +264,18 @@ def summarize(tasks: Mapping[str, tuple[str, float]]) -> dict[str, Any]:
     }
 
 
+def task_rows(one: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Of each task of an entry: task, n, accuracy, chance, standard error (None for a single item)."""
+    for task, data in one["tasks"].items():
+        if "correct" in data:
+            n, mean, error = len(data["correct"]), accuracy(data["correct"]), standard_error(data["correct"])
+        else:
+            n, mean = len(data["scores"]), sum(data["scores"]) / len(data["scores"])
+            spread = sum((score - mean) ** 2 for score in data["scores"])
+            error = (spread / (n - 1) / n) ** 0.5 if n > 1 else None
+        yield {"task": task, "n": n, "accuracy": mean, "chance": data["chance"], "se": error}
+
+
 def accuracy(correct: str) -> float:
     """The share of ones in "0110"."""
     return correct.count("1") / len(correct)

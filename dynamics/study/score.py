@@ -177,20 +177,20 @@ def _rows(num_tokens: int, length: int, shards: int) -> int:
     return shards * max(1, min(BATCH_TOKENS // length, needed))
 
 
-def open_subject(model: str | Path, scoring: Scoring, workspace: Workspace) -> Subject:
-    """The model of a model folder, or of the folder of a finished run or cell."""
+def open_subject(model: str | Path, scoring: Scoring, workspace: Workspace, *, compute: str | None = None) -> Subject:
+    """The model of a model folder, or of the folder of a finished run or cell; `compute`: the type of its products."""
     if is_model_folder(model):
-        return _folder_subject(Path(model), scoring)
+        return _folder_subject(Path(model), scoring, compute)
     if (Path(model) / "run.json").exists():
-        return _run_subject(Path(model), scoring, workspace)
+        return _run_subject(Path(model), scoring, workspace, compute)
     raise UserError(
         f"{model} is neither a model folder (no config.json) nor the folder of a run (no run.json); "
         "give one that `dynamics model import` or `dynamics train` wrote"
     )
 
 
-def _folder_subject(folder: Path, scoring: Scoring) -> Subject:
-    shape, notes = _computed(read_config(folder)), []
+def _folder_subject(folder: Path, scoring: Scoring, compute: str | None) -> Subject:
+    shape, notes = _computed(read_config(folder), compute), []
     tokenizer = template = None
     if scoring.kind == "records":
         template = _template(scoring.template)
@@ -214,14 +214,14 @@ def _folder_subject(folder: Path, scoring: Scoring) -> Subject:
     )
 
 
-def _run_subject(folder: Path, scoring: Scoring, workspace: Workspace) -> Subject:
+def _run_subject(folder: Path, scoring: Scoring, workspace: Workspace, compute: str | None) -> Subject:
     run, _ = finished_run(folder, workspace)
     if scoring.template not in (None, run.template.name):
         raise UserError(
             f"--template {scoring.template}: {folder} was trained with template {run.template.name!r} and knows no "
             "other's special tokens; leave the option out"
         )
-    shape = _computed(workspace.model_shape(run))
+    shape = _computed(workspace.model_shape(run), compute)
     manifest = read_manifest(folder / "parameters")
     digest = config.fingerprint({name: described["digest"] for name, described in manifest.arrays.items()}, length=16)
 
@@ -244,8 +244,10 @@ def _run_subject(folder: Path, scoring: Scoring, workspace: Workspace) -> Subjec
     )
 
 
-def _computed(shape: LlamaConfig) -> LlamaConfig:
+def _computed(shape: LlamaConfig, compute: str | None) -> LlamaConfig:
     """Computed in the weights' own type where that is fast; on CPU in float32. Logits and their norm are float32."""
+    if compute is not None:
+        return dataclasses.replace(shape, compute_dtype=compute)
     if shape.param_dtype == "bfloat16" and jax.default_backend() != "cpu":
         return dataclasses.replace(shape, compute_dtype="bfloat16")
     return shape
@@ -277,7 +279,7 @@ def score_to_file(planned: Pass, output: str | Path, report: Callable[[int, int]
         first_batch, kept_bytes, num_kept = _resumed(planned, path)
         done = num_kept
         report(done, planned.packing.num_documents)
-        with _Appender(path, kept_bytes) as appender:
+        with Appender(path, kept_bytes) as appender:
             for lines in planned.lines(first_batch):
                 appender.write("".join(line.text() + "\n" for line in lines).encode())
                 done += len(lines)
@@ -327,7 +329,7 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 40 else config.fingerprint(value)
 
 
-class _Appender:
+class Appender:
     """Appends whole lines, each write on the disk before the next one is computed; what is half written goes again."""
 
     def __init__(self, path: Path, kept_bytes: int) -> None:
@@ -353,7 +355,7 @@ class _Appender:
                 f"cannot write to {self.path}: {error.strerror}; free space and run the same command again to go on"
             ) from error
 
-    def __enter__(self) -> "_Appender":
+    def __enter__(self) -> "Appender":
         return self
 
     def __exit__(self, *_: object) -> None:
