@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import IO, Any
 
-from dynamics.data.preparation import Job, Part, make_part
-from dynamics.data.shards import NotWritten
+from dynamics.data.preparation import READ_AHEAD, Job, Part, make_part
+from dynamics.data.shards import Unfinished
 from dynamics.data.tokenizer import Tokenizer
 from dynamics.errors import UserError
 
-_BACKLOG = 64  # parts that are read ahead of the workers: about half a gigabyte
 _PATIENCE = 0.2  # seconds between two looks at whether something went wrong
 
 
@@ -45,13 +44,13 @@ class _Process:
             kind, text = pickle.load(self._pipe(self._process.stdout))
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             code = self._process.wait()
-            raise UserError(
+            raise Unfinished(
                 f"a process that prepares data ended by itself (exit code {code}), perhaps for lack of memory; "
                 "run the same command again with fewer workers: finished parts are kept"
             ) from error
         if kind == "done":
             return
-        raise {"disk": NotWritten, "user": UserError}.get(kind, RuntimeError)(text)
+        raise {"disk": Unfinished, "user": UserError}.get(kind, RuntimeError)(text)
 
     def end(self) -> None:
         self._process.kill()
@@ -76,7 +75,7 @@ def make_in_processes(job: Job, parts: Iterable[Part], *, workers: int, done: Ca
 
     Of several parts with an error the first one's is raised. Whatever ends this function ends the processes.
     """
-    tasks: queue.Queue[Part | None] = queue.Queue(maxsize=_BACKLOG)
+    tasks: queue.Queue[Part | None] = queue.Queue(maxsize=READ_AHEAD)
     stop = threading.Event()
     errors: list[tuple[int, BaseException]] = []
     processes: list[_Process] = []
@@ -149,7 +148,7 @@ def serve() -> None:
 def _answer(job: Job, tokenizer: Tokenizer, part: Part) -> tuple[str, str]:
     try:
         make_part(job, tokenizer, part)
-    except NotWritten as error:
+    except Unfinished as error:
         return "disk", str(error)
     except UserError as error:
         return "user", str(error)

@@ -13,6 +13,7 @@ processes that import neither JAX nor TensorFlow, and get texts over a pipe.
 import contextlib
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
@@ -25,7 +26,7 @@ import xxhash
 
 from dynamics import config
 from dynamics.data.packing import LengthCounts, OverLong, apply_length_policy
-from dynamics.data.shards import Document, NotWritten, Shard, read_note, told_of, write_note, write_shard, writing
+from dynamics.data.shards import Document, Shard, Unfinished, read_note, told_of, write_note, write_shard, writing
 from dynamics.data.sources import Source
 from dynamics.data.store import DOCUMENTS_PER_SHARD, finish
 from dynamics.data.template import Encoded, Template, encode
@@ -34,6 +35,7 @@ from dynamics.errors import UserError
 from dynamics.record import Turn
 
 _SMALL = 4_000_000  # characters that are encoded sooner, in one to two seconds, than processes have started
+READ_AHEAD = 64  # parts read before they are encoded: some hundred megabytes, and the total is known early
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +292,7 @@ def _kept_if_it_may_go_on(folder: Path, unfinished: Path, *, alone: bool) -> Ite
     try:
         with told_of(folder, unfinished):
             yield
-    except NotWritten:
+    except Unfinished:
         raise
     except UserError:
         if alone:
@@ -340,9 +342,19 @@ def _make_all(
 
                 make_in_processes(job, chain(first, parts), workers=workers, done=count.done)
                 return
-    for part in chain(first, parts):
+    for part in _ahead(chain(first, parts), READ_AHEAD):
         make_part(job, tokenizer, part)
         count.done(part)
+
+
+def _ahead(parts: Iterator[Part], num: int) -> Iterator[Part]:
+    """The same parts, of which so many are held: the source is read that far before the first is given."""
+    held: deque[Part] = deque()
+    for part in parts:
+        held.append(part)
+        if len(held) > num:
+            yield held.popleft()
+    yield from held
 
 
 class _Count:

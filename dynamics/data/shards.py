@@ -137,8 +137,8 @@ def own_digest(data: dict[str, Any], entry: str) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())
 
 
-class NotWritten(UserError):
-    """The disk, not the data, is at fault."""
+class Unfinished(UserError):
+    """The machine is at fault, not the records: the same call may go on later with what is finished."""
 
 
 @contextlib.contextmanager
@@ -147,7 +147,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        raise NotWritten(
+        raise Unfinished(
             f"the token store {folder} could not be written ({error}); free some space or choose another folder"
         ) from error
 
@@ -160,7 +160,8 @@ def told_of(folder: Path, unfinished: Path) -> Iterator[None]:
     except UserError as error:
         if str(unfinished) not in str(error):
             raise
-        raise type(error)(str(error).replace(str(unfinished), str(folder))) from error
+        kind = Unfinished if isinstance(error, Unfinished) else UserError
+        raise kind(str(error).replace(str(unfinished), str(folder))) from error
 
 
 def _unfinished(path: Path) -> Path:
