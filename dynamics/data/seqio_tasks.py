@@ -18,8 +18,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dynamics.data.mixture import head_ids, slice_ids
+from dynamics.data.recipes import Recipe
 from dynamics.data.sources import SPLITS, Source
 from dynamics.data.template import Encoded, Template, encode
+from dynamics.data.tfds_builders import TfdsRecords
 from dynamics.data.tokenizer import Tokenizer
 from dynamics.errors import UserError
 from dynamics.record import Record, parse_record
@@ -27,34 +30,76 @@ from dynamics.record import Record, parse_record
 View = Literal["decoder", "prefix"]
 
 
-def register(source: Source, *, prefix: str, tokenizer: Tokenizer, template: Template, view: View = "decoder") -> str:
+def register(
+    source: Source,
+    *,
+    prefix: str,
+    tokenizer: Tokenizer,
+    template: Template,
+    view: View = "decoder",
+    recipe: Recipe | None = None,
+    seed: int = 0,
+) -> str:
     """Register a Task `{prefix}_{ability}` for each ability, and the Mixture `{prefix}` of all; returns its name.
 
     Tasks keep the text too (inputs_pretokenized, targets_pretokenized). The mixture draws each ability in proportion
-    to its train records. Raises UserError when the prefix is taken.
+    to its train records. With a `recipe` the train split of a task holds the records that the recipe takes, drawn as
+    a study's are with this `seed`, and the rates are its volumes.
+
+    Tasks read the source anew for every epoch: there is no cache to make. For a data set that was prepared with TFDS
+    give TfdsRecords, which is read record by record. Raises UserError when the prefix is taken.
     """
     import seqio
 
-    abilities = source.abilities()
-    names = [f"{prefix}_{ability}" for ability in abilities]
-    taken = [name for name in [prefix, *names] if name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}]
+    chosen = _chosen(source, recipe, seed)
+    names = {ability: f"{prefix}_{ability}" for ability in chosen}
+    registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    taken = [name for name in [prefix, *names.values()] if name in registered]
     if taken:
         raise UserError(f"SeqIO already has {taken[0]!r}; register under another prefix than {prefix!r}")
     vocabulary = seqio_vocabulary(tokenizer)
     features = {name: seqio.Feature(vocabulary, add_eos=False) for name in _FEATURES[view]}
-    sizes = {}
-    for ability, name in zip(abilities, names, strict=True):
-        counts = {split: len(source.load(ability, split).records) for split in SPLITS}
-        sizes[name] = counts["train"]
-        # Any: seqio's own FunctionDataSource does not fit the protocol that its registry asks for.
+    rates = []
+    for ability, ids in chosen.items():
+        counts = {split: len(_records(source, ability, split)) for split in SPLITS}
+        if ids is not None:
+            counts["train"] = len(ids)
+        if counts["train"]:
+            rates.append((names[ability], counts["train"]))
+        # Any: seqio's own FunctionDataSource does not fit the protocol that its registry asks for. TfdsDataSource does
+        # not read ArrayRecord: it asks for builder.as_dataset(), which tfds has for TFRecord and parquet only.
         records: Any = seqio.FunctionDataSource(
-            dataset_fn=_dataset_fn(source, ability, tokenizer, template, view),
+            dataset_fn=_dataset_fn(source, ability, ids, tokenizer, template, view),
             splits=[split for split, count in counts.items() if count],
             num_input_examples=counts,
         )
-        seqio.TaskRegistry.add(name, source=records, output_features=features, preprocessors=[])
-    seqio.MixtureRegistry.add(prefix, [(name, size) for name, size in sizes.items() if size])
+        seqio.TaskRegistry.add(names[ability], source=records, output_features=features, preprocessors=[])
+    seqio.MixtureRegistry.add(prefix, rates)
     return prefix
+
+
+def _chosen(source: Source, recipe: Recipe | None, seed: int) -> dict[str, frozenset[str] | None]:
+    """{ability: ids of the train records that are taken}; None for all of them."""
+    abilities = source.abilities()
+    if recipe is None:
+        return dict.fromkeys(abilities)
+    ids = {ability: [record.id for record in _records(source, ability, "train")] for ability in abilities}
+    volumes = recipe({ability: len(set(found)) for ability, found in ids.items()})
+    heads = recipe.heads(volumes)
+    return {
+        ability: frozenset(
+            head_ids(ids[ability], volume, ability=ability)
+            if ability in heads
+            else slice_ids(ids[ability], volume, seed=seed, ability=ability)
+        )
+        for ability, volume in volumes.items()
+    }
+
+
+def _records(source: Source, ability: str, split: str) -> Sequence[Record]:
+    if isinstance(source, TfdsRecords):
+        return source.records(ability, split)
+    return source.load(ability, split).records
 
 
 _FEATURES: dict[View, tuple[str, ...]] = {"decoder": ("targets", "target_weights"), "prefix": ("inputs", "targets")}
@@ -85,7 +130,12 @@ def _start_of_last_turn(whole: Encoded) -> int:
 
 
 def _dataset_fn(
-    source: Source, ability: str, tokenizer: Tokenizer, template: Template, view: View
+    source: Source,
+    ability: str,
+    wanted: frozenset[str] | None,
+    tokenizer: Tokenizer,
+    template: Template,
+    view: View,
 ) -> Callable[..., Any]:
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
         """The split in the order of the source; there are no files to shuffle."""
@@ -93,8 +143,9 @@ def _dataset_fn(
         import tensorflow as tf
 
         def examples() -> Iterator[dict[str, Any]]:
-            for record in source.load(ability, split).records:
-                yield example_of(record, tokenizer=tokenizer, template=template, view=view)
+            for record in _records(source, ability, split):
+                if wanted is None or split != "train" or record.id in wanted:
+                    yield example_of(record, tokenizer=tokenizer, template=template, view=view)
 
         ids = tf.TensorSpec(shape=(None,), dtype=tf.int32)
         text = tf.TensorSpec(shape=(), dtype=tf.string)

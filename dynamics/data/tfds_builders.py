@@ -3,19 +3,22 @@
 The reading path never loads TensorFlow: tfds imports lazily, and `file_format="array_record"` with `as_data_source`
 needs neither its graphs nor Beam (about 2 CPU-seconds and 65 MB here, where TensorFlow costs 17 and 600).
 
-A row holds the fields of a Record; `idx` is JSON text, since it may be a number, a text or null, and "" stands
-for no answer.
+Here: a builder of any Source, and readers of what builders wrote. The registered builders of published data sets, which
+`tfds build` knows too, are in dynamics.tfds_datasets.
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
-from dynamics.data.sources import SPLITS, Source, write_rejected
+from dynamics.data.inputs import row_of
+from dynamics.data.sources import SPLITS, Loaded, Source, plain_text, write_rejected
 from dynamics.errors import UserError
 from dynamics.record import Record, parse_record
 
@@ -87,6 +90,74 @@ def open_records(source: Source, ability: str, split: str, *, folder: str | Path
     return PreparedRecords(made.as_data_source(split), where=f"{made.info.full_name}:{split}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TfdsRecords(Source):
+    """The records of a data set of dynamics.tfds_datasets that has been prepared, for studies and for SeqIO.
+
+    `data_dir` is the folder of the prepared version, such as .../doit/curated_full/1.0.0. Lines that were rejected
+    while it was prepared are in rejected.jsonl there.
+    """
+
+    name: str = "tfds"
+    data_dir: str
+
+    def abilities(self) -> tuple[str, ...]:
+        """Those with train records."""
+        return tuple(self._rows("train"))
+
+    def evaluated(self) -> tuple[str, ...]:
+        """Those with valid or test records."""
+        return tuple(dict.fromkeys((*self._rows("valid"), *self._rows("test"))))
+
+    def records(self, ability: str, split: str) -> Sequence[Record]:
+        """The records of one ability by index, read when they are asked for."""
+        if split not in SPLITS:
+            raise UserError(f"there is no split {split!r}; allowed: {', '.join(SPLITS)}")
+        rows = self._rows(split)
+        if ability not in rows:
+            known = dict.fromkeys((*self.abilities(), *self.evaluated()))
+            if ability not in known:
+                raise UserError(f"{self.data_dir} has no ability {ability!r}; it has {', '.join(known)}")
+            return ()
+        start, stop = rows[ability]
+        found = _opened(self.data_dir).as_data_source(f"{split}[{start}:{stop}]")
+        return PreparedRecords(found, where=f"{self.data_dir}:{split}:{ability}")
+
+    def load(self, ability: str, split: str) -> Loaded:
+        return Loaded(records=tuple(self.records(ability, split)), rejected=())
+
+    def corpus(self) -> Iterator[str]:
+        for ability in self.abilities():
+            yield from map(plain_text, self.records(ability, "train"))
+
+    def fingerprint(self) -> str:
+        metadata = dict(_opened(self.data_dir).info.metadata)
+        text = json.dumps(["tfds", self.data_dir.rsplit("/", 1)[-1], metadata], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _rows(self, split: str) -> dict[str, tuple[int, int]]:
+        from dynamics.data.tfds_rows import ability_rows
+
+        opened = _opened(self.data_dir)
+        found = ability_rows(opened, split) if split in opened.info.splits else {}
+        return {ability: (start, stop) for ability, (start, stop) in found.items() if stop > start}
+
+
+@functools.lru_cache(maxsize=16)
+def _opened(data_dir: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    if not (Path(data_dir) / "dataset_info.json").is_file():
+        raise UserError(
+            f"{data_dir} holds no prepared data set; give the folder of its version, with dataset_info.json"
+        )
+    found = tfds.builder_from_directory(data_dir)
+    features: Any = found.info.features
+    if "counts" not in (found.info.metadata or {}) or "question_format" not in features:
+        raise UserError(f"{data_dir} was not prepared by a builder of records of dynamics.tfds_datasets")
+    return found
+
+
 def from_tfds(other: Any, split: str, *, ability: str | None = None) -> Iterator[Record]:
     """The records of a builder of yours whose rows have one of the shapes of `parse_record`; TensorFlow is not loaded.
 
@@ -128,13 +199,6 @@ def record_of_row(row: Mapping[str, Any], *, where: str) -> Record:
     return parse_record(data, where=where)
 
 
-def _row(record: Record) -> dict[str, Any]:
-    row = record.to_dict()
-    row["idx"] = json.dumps(record.idx)
-    row["answer"] = record.answer or ""
-    return row
-
-
 @functools.cache
 def _builder_class() -> type:
     """The builder's class, made at first use: naming it at the top would import tfds with this module."""
@@ -156,19 +220,12 @@ def _builder_class() -> type:
             super().__init__(**arguments)
 
         def _info(self) -> Any:
-            text = tfds.features.Text()
-            features = dict.fromkeys(("ability", "source", "type", "idx", "answer", "id"), text)
+            from dynamics.data.tfds_rows import record_features
+
             return tfds.core.DatasetInfo(
                 builder=self,
                 description="Instruction-tuning records of one ability.",
-                features=tfds.features.FeaturesDict(
-                    {
-                        **features,
-                        "messages": tfds.features.Sequence({"role": text, "content": text}),
-                        "choices": tfds.features.Sequence(text),
-                        "question_format": np.int64,
-                    }
-                ),
+                features=tfds.features.FeaturesDict(record_features()),
                 disable_shuffling=True,  # tfds otherwise reorders records by a hash of their keys
             )
 
@@ -181,6 +238,6 @@ def _builder_class() -> type:
 
         def _generate_examples(self, records: Sequence[Record]) -> Iterator[tuple[int, dict[str, Any]]]:
             for index, record in enumerate(records):
-                yield index, _row(record)
+                yield index, row_of(record)
 
     return DynamicsRecords

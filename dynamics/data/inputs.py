@@ -1,0 +1,220 @@
+"""The files that a TFDS builder reads: whole, or in pieces that workers read apart from each other.
+
+Both ways give the same rows in the same order and reject the same lines for the same reasons: pieces keep lines whole,
+and what needs the whole file (numbers of lines, repeated content) is settled when the pieces are put together.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dynamics.data.entry import Entry
+from dynamics.data.lines import Line, read_lines_between, splits_by_bytes
+from dynamics.data.shapes import Shape, read_rows
+from dynamics.data.sources import SPLITS, Rejected, file_digest
+from dynamics.pair import Pair, parse_pair
+from dynamics.record import Record, RecordError, parse_record
+
+Row = dict[str, Any]
+PIECE = 16 << 20  # bytes of a file that a worker reads at a time
+
+# (JSON data, where it stands, ability of its file, source) -> (id of the content, row). A function that pickles.
+Parse = Callable[[object, str, str, str], tuple[str, Row]]
+
+
+def record_row(data: object, where: str, ability: str, source: str) -> tuple[str, Row]:
+    """Id and row of a record in one of the shapes of `parse_record`."""
+    record = parse_record(data, where=where, ability=ability, source=source)
+    return record.id, row_of(record)
+
+
+def shape_parse(shape: Shape) -> Parse:
+    """How a row of a published shape becomes a record's id and row."""
+    return functools.partial(_shape_row, shape)
+
+
+def _shape_row(shape: Shape, data: object, where: str, ability: str, source: str) -> tuple[str, Row]:
+    if not isinstance(data, dict):
+        return record_row(data, where, ability, source)  # which refuses it
+    row, names = shape.row(data, where)
+    try:
+        return record_row(row, where, ability, source)
+    except RecordError as error:
+        theirs = next((ours for ours in names if error.field.startswith(ours)), None)
+        if theirs is None:
+            raise
+        # The field under its published name.
+        field = names[theirs] + error.field.removeprefix(theirs)
+        raise RecordError(error.where, field, error.problem) from None
+
+
+def pair_row(data: object, where: str, ability: str, source: str) -> tuple[str, Row]:
+    """Id and row of a preference pair in one of the shapes of `parse_pair`."""
+    pair = parse_pair(data, where=where, source=source)
+    return pair.id, row_of_pair(pair, ability)
+
+
+def row_of(record: Record) -> Row:
+    """The fields of a record; `idx` is JSON text, since it may be a number, a text or null; "" is no answer."""
+    return {**record.to_dict(), "idx": json.dumps(record.idx), "answer": record.answer or ""}
+
+
+def row_of_pair(pair: Pair, ability: str) -> Row:
+    """messages (the prompt), chosen and rejected (texts), ability, source, id."""
+    messages = [{"role": turn.role, "content": turn.content} for turn in pair.prompt]
+    texts = {"chosen": pair.chosen, "rejected": pair.rejected, "source": pair.source, "id": pair.id}
+    return {"messages": messages, "ability": ability, **texts}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One file of one split: its records are of one ability, and `source` is where they say that they come from."""
+
+    split: str
+    ability: str
+    path: str
+    source: str
+    parse: Parse = record_row
+    amend: Callable[[object], object] | None = None  # what a line goes through before it is parsed
+    on_bad_record: Literal["error", "skip"] = "skip"
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file."""
+        return file_digest(Path(self.path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """The lines of a file that begin in a range of bytes; without a `stop` the whole file."""
+
+    input: Input
+    file: int  # number of the input in its split
+    number: int  # of the piece in its file
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parsed:
+    """What a line gave: an id and a row, or the reason why there is none. `line` counts from 1, within its piece."""
+
+    line: int
+    id: str = ""
+    row: Row | None = None
+    reason: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadPiece:
+    """A piece as a worker read it. `num_lines` is the number of its last line: the next piece goes on from there."""
+
+    file: int
+    number: int
+    parsed: tuple[Parsed, ...]
+    num_lines: int
+
+
+def pieces(inputs: Iterable[Input], *, size: int = PIECE) -> list[Piece]:
+    """The inputs of one split cut into about `size` bytes; zipped files, JSON lists and parquet stay whole."""
+    found = []
+    for file, one in enumerate(inputs):
+        path = Path(one.path)
+        cut = path.stat().st_size > size and splits_by_bytes(path)
+        starts = range(0, path.stat().st_size, size) if cut else [0]
+        found += [
+            Piece(input=one, file=file, number=number, start=start, stop=start + size if cut else None)
+            for number, start in enumerate(starts)
+        ]
+    return found
+
+
+def read_piece(piece: Piece) -> ReadPiece:
+    """Read and parse a piece, alone."""
+    one, path = piece.input, Path(piece.input.path)
+    lines = read_rows(path) if piece.stop is None else read_lines_between(path, piece.start, piece.stop)
+    num_lines, parsed = 0, []
+    for line in lines:
+        num_lines = line.line
+        parsed.append(parse_line(one, line))
+    if piece.stop is not None:
+        num_lines = _count_lines(path, piece.start, piece.stop)
+    return ReadPiece(file=piece.file, number=piece.number, parsed=tuple(parsed), num_lines=num_lines)
+
+
+def parse_line(one: Input, line: Line) -> Parsed:
+    """The row of a line, or why there is none; a RecordError where the input wants errors."""
+    where = f"{one.path}:{line.line}"
+    try:
+        if line.problem:
+            raise RecordError(where, "", line.problem)
+        data = line.data if one.amend is None else one.amend(line.data)
+        id, row = one.parse(data, where, one.ability, one.source)
+    except RecordError as error:
+        if one.on_bad_record == "error":
+            raise
+        text = line.text or json.dumps(line.data, ensure_ascii=False)
+        return Parsed(line=line.line, reason=f"{error.field} {error.problem}".strip(), text=text)
+    return Parsed(line=line.line, id=id, row=row)
+
+
+def read_input(one: Input) -> Iterator[Row | Rejected]:
+    """Every line of a file, in order: its row, or why it gave none. Memory holds one line, and the ids seen so far."""
+    seen: dict[str, int] = {}
+    for line in read_rows(Path(one.path)):
+        parsed = parse_line(one, line)
+        if parsed.row is None:
+            yield rejected(one, parsed.line, parsed.reason, parsed.text)
+        elif (earlier := seen.setdefault(parsed.id, parsed.line)) != parsed.line:
+            yield repeated(one, parsed, line=parsed.line, earlier=earlier)
+        else:
+            yield parsed.row
+
+
+def rejected(one: Input, line: int, reason: str, text: str) -> Rejected:
+    return Rejected(file=one.path, line=line, reason=reason, text=text)
+
+
+def repeated(one: Input, parsed: Parsed, *, line: int, earlier: int) -> Rejected:
+    """A line that says again what an earlier line of its file said; `text` is its row."""
+    text = json.dumps(parsed.row, ensure_ascii=False)
+    return rejected(one, line, f"has the content of line {earlier} again", text)
+
+
+def entry_inputs(entry: Entry, folder: Path) -> list[Input]:
+    """The files of an entry of the catalogue that are there, of its splits train, valid and test."""
+    home = entry.home(folder)
+    parse = pair_row if entry.kind == "preferences" else shape_parse(entry.shape) if entry.shape else record_row
+    return [
+        Input(
+            split=split,
+            ability=entry.ability_of(path),
+            path=str(path),
+            source=f"{entry.name}/{path.relative_to(home).as_posix()}",
+            parse=parse,
+        )
+        for split in SPLITS
+        if split in entry.splits
+        for path in entry.found(folder, split)
+    ]
+
+
+def fingerprints(inputs: Iterable[Input], folder: Path) -> dict[str, str]:
+    """{file, relative to the folder where it lies in it: SHA-256}, by which a later run knows the same data again."""
+    return {_relative(Path(one.path), folder): one.fingerprint() for one in inputs}
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+
+
+def _count_lines(path: Path, start: int, stop: int) -> int:
+    """How many lines begin in a range of bytes, blank ones too."""
+    # A line begins at the first byte of the file, and after each newline.
+    before = max(start - 1, 0)
+    with path.open("rb") as file:
+        file.seek(before)
+        return file.read(stop - 1 - before).count(b"\n") + (start == 0)

@@ -1,0 +1,5 @@
+"""TFDS data set `alpaca`: importing this registers it."""
+
+from .alpaca_dataset_builder import Builder
+
+__all__ = ["Builder"]

@@ -1,0 +1,13 @@
+"""Records of the catalogue's entry `belle_multiturn`."""
+
+import tensorflow_datasets as tfds
+
+from dynamics.data.catalogue import entry
+from dynamics.data.tfds_base import EntryBuilder
+
+
+class Builder(EntryBuilder):
+    """Records of `belle_multiturn`, in the order of the published files."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    ENTRY = entry("belle_multiturn")

@@ -1,0 +1,5 @@
+"""TFDS data set `dolly`: importing this registers it."""
+
+from .dolly_dataset_builder import Builder
+
+__all__ = ["Builder"]

@@ -1,0 +1,13 @@
+"""Records of the catalogue's entry `sharegpt`."""
+
+import tensorflow_datasets as tfds
+
+from dynamics.data.catalogue import entry
+from dynamics.data.tfds_base import EntryBuilder
+
+
+class Builder(EntryBuilder):
+    """Records of `sharegpt`, in the order of the published files."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    ENTRY = entry("sharegpt")
