@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from dynamics.errors import UserError
 from dynamics.seeds import stream
 from dynamics.study.mixtures import BASELINE, labeled_cells, spread
 from dynamics.study.points import Bootstrap, Interval, interval, replicate, seed_weights
@@ -64,7 +65,9 @@ def benchmark_rows(results: Sequence[Result], *, bootstrap: Bootstrap | None = N
         lane = (result["coords"]["size"], label, records)
         for entry, reading in _from_the_end(result.get("benchmarks") or ()):
             asked = (entry["benchmark"], entry["shots"], entry.get("letters", ""), _questions(entry))
-            sets.setdefault(asked, {}).setdefault((lane, reading), []).append((result, entry))
+            members = sets.setdefault(asked, {}).setdefault((lane, reading), [])
+            if _is_new(result, members):
+                members.append((result, entry))
     rows = [row for asked, places in sets.items() for row in _rows(asked, places, bootstrap)]
     ranks = {name: rank for rank, name in enumerate(("before tuning", BASELINE))}
     return sorted(
@@ -74,6 +77,17 @@ def benchmark_rows(results: Sequence[Result], *, bootstrap: Bootstrap | None = N
             row.mixture, -row.reading,
         ),
     )  # fmt: skip
+
+
+def _is_new(result: Result, members: Sequence[tuple[Result, Entry]]) -> bool:
+    """Whether a cell stands for itself. A model before tuning is scored once for each source and is the same model."""
+    twice = [other for other, _ in members if other["coords"]["seed"] == result["coords"]["seed"]]
+    if twice and result["coords"]["volume"] != 0:
+        raise UserError(
+            f"cells {twice[0]['cell']} and {result['cell']} would be one row of the benchmarks, at "
+            f"{dict(result['coords'])}; give the axis that tells them apart a name in coords"
+        )
+    return not twice
 
 
 def _from_the_end(entries: Sequence[Entry]) -> list[tuple[Entry, int]]:

@@ -6,7 +6,8 @@ made from one array of draws (pairs.py): same items, same seeds.
     gap        score of the curated source minus the other's, at every total that both have
     exchange   how many records of the other equal one curated record (exchange.py), at every curated total whose score
                is clearly above the model before tuning (or, without one, above chance); elsewhere no number of records
-               would be needed, and the rate is not defined
+               would be needed, and the rate is not defined. An ability without a clear gain at its largest curated
+               total has no rate at all: one total among six is clear by chance too often
     late       change of the score per factor 4 of records over the later half of a source's totals, where the other's
                curve may turn down; the totals are fixed beforehand and not chosen by where the curve peaks
 """
@@ -19,12 +20,11 @@ import numpy as np
 from jaxtyping import Float
 
 from dynamics.study.exchange import Ratio, ratio, reach
-from dynamics.study.gather import records_of
+from dynamics.study.gather import EVEN, HUMAN, records_of
 from dynamics.study.pairs import chances, mean_interval_rows, paired_scores, side_by_side
 from dynamics.study.points import Bootstrap, Interval, interval
 from dynamics.study.sensitivity import data_slope
 
-HUMAN = "curated"
 _SAME = 0.05  # totals that differ by less stand at one place: ten abilities rarely make a round number
 
 
@@ -42,7 +42,7 @@ class Line:
 class Exchange:
     """The rate of one ability and size: at every curated total, and the median over those where it is defined."""
 
-    at: dict[int, Ratio | None]  # None: curated gains nothing clear over `over` there
+    at: dict[int, Ratio | None]  # None: curated gains nothing clear over `over`
     median: Ratio | None
     over: str
 
@@ -75,7 +75,7 @@ class Contrast:
 def contrasts(results: Sequence[Mapping[str, Any]], *, bootstrap: Bootstrap | None = None) -> list[Contrast]:
     """Curated against every other source that has a curve of its own; empty where there is nothing to compare."""
     cells = [r for r in results if r["coords"].get("params") is not None and r["coords"]["abilities"] == "all"]
-    tuned = [r for r in cells if r["coords"]["volume"] != 0 and r["coords"].get("mixture", "even") == "even"]
+    tuned = [r for r in cells if r["coords"]["volume"] != 0 and r["coords"].get("mixture", EVEN) == EVEN]
     found = []
     for other in dict.fromkeys(r["coords"].get("source") for r in tuned):
         mine, theirs = (_alike([r for r in tuned if r["coords"].get("source") == name]) for name in (HUMAN, other))
@@ -224,10 +224,12 @@ def _exchange(
     base = first[:, 0] if has_base else np.full(len(first), chance)
     at: dict[int, Ratio | None] = {}
     ranges, counted = [], []
-    if len(known) > 1:
-        for index in np.flatnonzero(np.isfinite(first[0]) & (volumes > 0)):
+    trained = np.flatnonzero(np.isfinite(first[0]) & (volumes > 0))
+    gains = len(trained) > 0 and interval(first[:, trained[-1]] - base, level=level).positive
+    at |= {columns[int(index)]: None for index in trained}
+    if len(known) > 1 and gains:
+        for index in trained:
             total = columns[int(index)]
-            at[total] = None
             if interval(first[:, index] - base, level=level).positive:
                 ends = reach(second[:, known], volumes[known], first[:, index])
                 at[total] = ratio([ends], [total], largest=columns[int(known[-1])], level=level)

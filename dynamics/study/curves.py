@@ -99,9 +99,8 @@ def analyze(results: Sequence[Mapping[str, Any]], *, bootstrap: Bootstrap | None
         variants.setdefault(grid.variant, []).append(grid)
     random = _random_baselines(results)
     shown = [grids for grids in variants.values() if len(grids[0].tuned) > 1 or grids[-1].training != "all"]
-    # Without growth anywhere, the variant that mixtures are compared with, or the first.
-    plain = min(variants.values(), key=lambda grids: "even" not in grids[0].variant.split(" · "))
-    return [_growth(grids[0], grids, bootstrap, random) for grids in shown or [plain]]
+    # Without growth anywhere: the first, which mixtures are compared with.
+    return [_growth(grids[0], grids, bootstrap, random) for grids in shown or [next(iter(variants.values()))]]
 
 
 def _chance(grid: Grid) -> dict[str, float]:

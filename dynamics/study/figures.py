@@ -1,4 +1,4 @@
-"""The figures of a report: small multiples of growth curves, sizes, overall means, sensitivities, transfer.
+"""The figures of growth: small multiples of curves, sizes, overall means, and transfer.
 
 The only file that imports matplotlib. Every function returns a Figure; `svg` gives it as markup that takes its ink from
 the page (light or dark), `save_png` as a file. Sizes and volumes are ordered, so their colors run from light to dark as
@@ -7,7 +7,9 @@ well as from yellow to blue, and every size has its own marker: the order surviv
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from dynamics.study.curves import OVERALL, Curve, Growth
-from dynamics.study.points import Interval
 from dynamics.study.sensitivity import Transfer
 
 INK, MUTED, RULE, PAPER = "#1d2433", "#697386", "#dfe3ea", "#ffffff"
 _PAGE_COLORS = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
 _PIXELS_PER_INCH = 104
+_PANEL = 1.6  # inches of an axis in small multiples
 _MARKERS = "os^Dvp*"
 _ORDERED = LinearSegmentedColormap.from_list("ordered", ["#e9a227", "#dd6a4e", "#a84f9a", "#5570e6"])
-_ACCENT = "#5570e6"
+ACCENT = "#5570e6"
 _STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 8.5,
@@ -61,9 +63,20 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+def styled(*, grid: bool = True) -> AbstractContextManager[None]:
+    """The look of every figure, while it is made."""
+    return mpl.rc_context({**_STYLE, "axes.grid": grid})
+
+
 def ability_title(name: str) -> str:
-    """'creative_writing' -> 'Creative writing'."""
-    return name.replace("_", " ").capitalize()
+    """'creative_writing' -> 'Creative writing', 'ceval_physician' -> 'C-Eval: physician'."""
+    family, _, rest = name.partition("_")
+    return f"C-Eval: {rest.replace('_', ' ')}" if family == "ceval" and rest else name.replace("_", " ").capitalize()
+
+
+def panel_title(name: str) -> str:
+    """The same in lines that a panel of small multiples has room for."""
+    return textwrap.fill(ability_title(name), 22)
 
 
 def ordered_colors(count: int) -> list[str]:
@@ -74,44 +87,44 @@ def ordered_colors(count: int) -> list[str]:
 
 def growth_figure(growth: Growth, *, of: str) -> Figure:
     """Ten panels (one per ability): score or loss against volume, one color per size."""
-    with mpl.rc_context(_STYLE):
-        figure, panels = _small_multiples(len(growth.abilities), share_y=of == "score")
+    with styled():
+        figure, panels = small_multiples(len(growth.abilities), share_y=of == "score")
         for ability, axes in zip(growth.abilities, panels, strict=True):
             _draw_volumes(axes, growth, ability, of=of)
-            axes.set_title(ability_title(ability))
-        _label_grid(figure, "records per ability", _quantity(of))
+            axes.set_title(panel_title(ability))
+        label_grid(figure, growth.grid.per, quantity(of))
         _legend(figure, growth, chance=of == "score")
         if of == "score":
-            _percent(panels[0], _top(growth))
+            percent_axis(panels[0], _top(growth))
     return figure
 
 
 def size_figure(growth: Growth) -> Figure:
     """Ten panels: score against parameters, the largest volume with its band, the smaller ones thin."""
-    with mpl.rc_context(_STYLE):
-        figure, panels = _small_multiples(len(growth.abilities), share_y=True)
+    with styled():
+        figure, panels = small_multiples(len(growth.abilities), share_y=True)
         for ability, axes in zip(growth.abilities, panels, strict=True):
             _draw_sizes(axes, growth, ability)
-            axes.set_title(ability_title(ability))
-        _label_grid(figure, "parameters", _quantity("score"))
+            axes.set_title(panel_title(ability))
+        label_grid(figure, "parameters", quantity("score"))
         volumes = growth.grid.volumes
         handles = [
-            Line2D([], [], color=color, linewidth=2.2 if volume == volumes[-1] else 1.1, label=_count(volume))
+            Line2D([], [], color=color, linewidth=2.2 if volume == volumes[-1] else 1.1, label=count(volume))
             for volume, color in zip(volumes, _volume_colors(volumes), strict=True)
         ]
-        _head(figure, [*handles, _chance_handle()], title="records per ability")
-        _percent(panels[0], _top(growth))
+        head(figure, [*handles, chance_handle()], title=growth.grid.per)
+        percent_axis(panels[0], _top(growth))
     return figure
 
 
 def overall_figure(growth: Growth) -> Figure:
     """The mean over abilities: against volume, and, with several sizes, against parameters."""
-    with mpl.rc_context(_STYLE):
+    with styled():
         columns = 2 if len(growth.grid.sizes) > 1 else 1
-        figure = _figure(4.6 * columns, 3.3)
+        figure = new_figure(4.6 * columns, 3.3)
         panels = np.atleast_1d(figure.subplots(1, columns, sharey=True))
-        _draw_volumes(panels[0], growth, OVERALL, of="score")
-        panels[0].set(xlabel="records per ability", ylabel=_quantity("score"))
+        _draw_volumes(panels[0], growth, OVERALL, of="score", inches=3.8)
+        panels[0].set(xlabel=growth.grid.per, ylabel=quantity("score"))
         panels[0].set_title("Mean over abilities, by volume")
         if columns == 2:
             _draw_sizes(panels[1], growth, OVERALL, labeled=True)
@@ -122,32 +135,16 @@ def overall_figure(growth: Growth) -> Figure:
     return figure
 
 
-def sensitivity_figure(growth: Growth) -> Figure:
-    """Score change per factor 4 of data and factor 2 of size with intervals; a filled dot leaves zero out."""
-    rows = sorted(growth.sensitivities, key=lambda row: (row.ability != OVERALL, row.data.value if row.data else 0.0))
-    columns = [("per 4× data", [row.data for row in rows])]
-    if any(row.size for row in rows):
-        columns += [("per 2× size, at large volumes", [row.size for row in rows])]
-        columns += [("per 2× size, all volumes", [row.size_all for row in rows])]
-    with mpl.rc_context(_STYLE):
-        figure = _figure(2.0 + 2.6 * len(columns), 0.9 + 0.27 * len(rows))
-        panels = np.atleast_1d(figure.subplots(1, len(columns), sharey=True))
-        for axes, (title, intervals) in zip(panels, columns, strict=True):
-            _draw_dots(axes, intervals)
-            axes.set_title(title)
-        panels[0].set_yticks(range(len(rows)), [ability_title(row.ability) for row in rows], color=INK, fontsize=8.5)
-        panels[0].set_ylim(-0.6, len(rows) - 0.4)
-        figure.supxlabel("change of the score in percentage points", fontsize=8.5, color=MUTED)
-    return figure
-
-
 def transfer_figure(matrix: Transfer) -> Figure:
-    """Heat map of gains; a cell whose interval holds zero is printed in gray."""
+    """Heat map of gains: gray where the interval holds zero, framed where the gain is clear among all tested."""
     gains = np.array([[gain.value for gain in row] for row in matrix.gains])
     bound = max(0.01, float(np.nanmax(np.abs(gains), initial=0.0)))
     colors = LinearSegmentedColormap.from_list("gain", ["#c2662d", "#f7f4ef", "#5570e6"])
-    with mpl.rc_context({**_STYLE, "axes.grid": False}):
-        figure = _figure(1.8 + 0.85 * len(matrix.abilities), 1.2 + 0.42 * len(matrix.training))
+    with styled(grid=False):
+        figure = new_figure(
+            2.2 + (0.85 if len(matrix.abilities) < 12 else 0.65) * len(matrix.abilities),
+            1.2 + 0.42 * len(matrix.training),
+        )
         axes = figure.subplots()
         axes.imshow(gains, cmap=colors, norm=TwoSlopeNorm(0.0, -bound, bound), aspect="auto")
         for row, column in np.ndindex(gains.shape):
@@ -164,11 +161,15 @@ def transfer_figure(matrix: Transfer) -> Figure:
                     color="#fefefe" if strong else "#1e2432" if clear else "#8b93a3",
                     fontweight="bold" if clear else "normal",
                 )
-        names = [name.replace("_", " ") for name in matrix.abilities]
+            if matrix.survives[row][column]:
+                axes.plot(column, row, marker="s", markersize=21, color="none", markeredgecolor=INK, zorder=3)
+        names = [ability_title(name) for name in matrix.abilities]
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right", color=INK)
-        axes.set_yticks(range(len(matrix.training)), [name.replace("_", " ") for name in matrix.training], color=INK)
+        axes.set_yticks(
+            range(len(matrix.training)), [name.replace("_", " ").capitalize() for name in matrix.training], color=INK
+        )
         axes.set_ylabel("trained on")
-        axes.set_title(f"{matrix.size} parameters, {_count(matrix.volume)} records per ability: gain in points")
+        axes.set_title(f"{matrix.size} parameters, {count(matrix.volume)} records per ability: gain in points")
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
     return figure
@@ -211,14 +212,14 @@ def save_png(figure: Figure, path: Path) -> None:
 # ---------------------------------------------------------------- pieces
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _small_multiples(count: int, *, share_y: bool) -> tuple[Figure, list[Axes]]:
+def small_multiples(count: int, *, share_y: bool) -> tuple[Figure, list[Axes]]:
     columns = min(5, count)
     rows = -(-count // columns)
-    figure = _figure(0.6 + 2.05 * columns, 0.7 + 2.0 * rows)
+    figure = new_figure(0.6 + 2.05 * columns, 0.7 + 2.0 * rows)
     grid = figure.subplots(rows, columns, sharey=share_y, squeeze=False)
     panels = [axes for row in grid for axes in row]
     for axes in panels[count:]:
@@ -227,7 +228,7 @@ def _small_multiples(count: int, *, share_y: bool) -> tuple[Figure, list[Axes]]:
     return figure, panels[:count]
 
 
-def _draw_volumes(axes: Axes, growth: Growth, ability: str, *, of: str) -> None:
+def _draw_volumes(axes: Axes, growth: Growth, ability: str, *, of: str, inches: float = _PANEL) -> None:
     """Curves of one ability over volume, one per size."""
     curves = growth.scores if of == "score" else growth.losses
     sizes = growth.grid.sizes
@@ -236,7 +237,7 @@ def _draw_volumes(axes: Axes, growth: Growth, ability: str, *, of: str) -> None:
     for index, (size, color) in enumerate(zip(sizes, ordered_colors(len(sizes)), strict=True)):
         dodge = 0.09 * (index - (len(sizes) - 1) / 2)
         _draw_curve(axes, curves[ability, size], color, _MARKERS[index % len(_MARKERS)], dodge)
-    _volume_axis(axes, growth.grid.volumes)
+    volume_axis(axes, growth.grid.volumes, inches=inches)
 
 
 def _draw_curve(axes: Axes, curve: Curve, color: str, marker: str, dodge: float) -> None:
@@ -272,24 +273,27 @@ def volume_places(volumes: np.ndarray) -> np.ndarray:
     return np.where(volumes > 0, places, left)
 
 
-_LABEL_ROOM = 1.5  # factors of 4 between two labels of a crowded axis
-
-
-def _volume_axis(axes: Axes, volumes: Sequence[int]) -> None:
+def volume_axis(axes: Axes, volumes: Sequence[int], *, inches: float = _PANEL) -> None:
+    """Log4 of the volume, labeled where there is room: from the largest down, and volume 0 in any case."""
     places = volume_places(np.array(volumes))
     axes.xaxis.set_major_locator(FixedLocator(list(places)))
     axes.xaxis.set_minor_locator(NullLocator())
-    labels = dict(zip(places, (_count(volume) for volume in volumes), strict=True))
-    if len(places) > 6:  # from the largest volume down, those with room between them; volume 0 keeps its own
-        shown = [places[-1]]
-        for place in reversed(places):
-            shown += [place] if shown[-1] - place >= _LABEL_ROOM else []
-        labels = {place: labels[place] for place in [*shown, *places[: volumes[0] == 0]]}
+    unit = inches / (places[-1] - places[0] + 0.7)  # inches for a factor of 4
+    labels: dict[float, str] = {}
+    for place, volume in zip(places[::-1], volumes[::-1], strict=True):
+        near = list(labels)[-1:]
+        room = all((at - place) * unit > (_width(labels[at]) + _width(count(volume))) / 2 + 0.07 for at in near)
+        labels |= {place: count(volume)} if room or volume == 0 else {}
     axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: labels.get(place, "")))
     axes.set_xlim(places[0] - 0.35, places[-1] + 0.35)
     axes.grid(visible=False, axis="x")
     if volumes[0] == 0 and len(volumes) > 1:
         axes.axvline((places[0] + places[1]) / 2, color=RULE, linewidth=0.8, zorder=0)
+
+
+def _width(label: str) -> float:
+    """Inches that a tick's label takes, about: DejaVu Sans at 7.5 points."""
+    return sum(0.033 if mark in ",." else 0.066 for mark in label)
 
 
 def _volume_colors(volumes: Sequence[int]) -> list[str]:
@@ -302,6 +306,7 @@ def _draw_sizes(axes: Axes, growth: Growth, ability: str, *, labeled: bool = Fal
     """Curves of one ability over parameters, one per volume; the largest volume thick with its band."""
     axes.axhline(growth.chance[ability], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     x = np.log2(np.array(growth.grid.params, dtype=float))
+    ends: dict[float, tuple[str, str]] = {}
     for index, color in enumerate(_volume_colors(growth.grid.volumes)):
         last = index == len(growth.grid.volumes) - 1
         columns = [growth.scores[ability, size] for size in growth.grid.sizes]
@@ -312,36 +317,27 @@ def _draw_sizes(axes: Axes, growth: Growth, ability: str, *, labeled: bool = Fal
         if last:
             axes.fill_between(x[there], low[there], high[there], color=color, alpha=0.16, linewidth=0, zorder=2)
         if labeled and there[-1]:
-            axes.annotate(
-                _count(growth.grid.volumes[index]),
-                (x[-1], mean[-1]),
-                xytext=(7, 0),
-                textcoords="offset points",
-                va="center",
-                color=color,
-                fontsize=7.5,
-            )
+            ends[float(mean[-1])] = count(growth.grid.volumes[index]), color
+    _label_ends(axes, x[-1], ends)
     axes.xaxis.set_major_locator(FixedLocator(list(x)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: _count(round(2**place))))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: count(round(2**place))))
     axes.grid(visible=False, axis="x")
     axes.margins(x=0.12)
 
 
-def _draw_dots(axes: Axes, intervals: Sequence[Interval | None]) -> None:
-    axes.axvline(0, color=MUTED, linewidth=0.8)
-    for row, item in enumerate(intervals):
-        if item is None or not np.isfinite(item.value):
-            continue
-        value, low, high = 100 * item.value, 100 * item.low, 100 * item.high
-        clear = item.positive or item.negative
-        axes.plot([low, high], [row, row], color=_ACCENT, linewidth=1.6, alpha=0.9 if clear else 0.45)
-        axes.plot(value, row, marker="o", markersize=5.5, color=_ACCENT, markerfacecolor=_ACCENT if clear else PAPER)
-    axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+def _label_ends(axes: Axes, x: float, ends: Mapping[float, tuple[str, str]]) -> None:
+    """A label at the end of each line, from the lowest up, moved up where it would stand on the one below."""
+    bottom, top = axes.get_ylim()
+    below = -np.inf
+    for y in sorted(ends):
+        label, color = ends[y]
+        below = max(y, below + 0.05 * (top - bottom))
+        axes.annotate(
+            label, (x, below), xytext=(7, 0), textcoords="offset points", va="center", color=color, fontsize=7.5
+        )
 
 
-def _percent(axes: Axes, top: float) -> None:
+def percent_axis(axes: Axes, top: float) -> None:
     axes.set_ylim(-0.02 * top, top)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
@@ -352,23 +348,28 @@ def _top(growth: Growth) -> float:
     return min(1.02, 1.06 * max([*reached, 1.2 * max(growth.chance.values()), 0.1]))
 
 
-def _label_grid(figure: Figure, x: str, y: str) -> None:
+def label_grid(figure: Figure, x: str, y: str) -> None:
     figure.supxlabel(x, fontsize=8.5, color=MUTED)
     figure.supylabel(y, fontsize=8.5, color=MUTED)
 
 
-def _quantity(of: str) -> str:
+def quantity(of: str) -> str:
     return "score on test items" if of == "score" else "loss on the reference answer (nats per token)"
 
 
-def _chance_handle() -> Line2D:
+def handle(color: str, label: str, *, marker: str = "o") -> Line2D:
+    """A line with a marker, for a legend."""
+    return Line2D([], [], color=color, linewidth=1.5, marker=marker, markersize=4, label=label)
+
+
+def chance_handle() -> Line2D:
     return Line2D([], [], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), label="chance")
 
 
 def _legend(figure: Figure, growth: Growth, *, chance: bool) -> None:
     sizes = growth.grid.sizes
     handles = [
-        Line2D([], [], color=color, linewidth=1.5, marker=marker, markersize=4, label=f"{size} ({_count(params)})")
+        handle(color, f"{size} ({count(params)})", marker=marker)
         for size, params, color, marker in zip(
             sizes, growth.grid.params, ordered_colors(len(sizes)), _cycle(), strict=False
         )
@@ -376,7 +377,7 @@ def _legend(figure: Figure, growth: Growth, *, chance: bool) -> None:
     curves = growth.scores if chance else growth.losses
     if any(curve.power.drawn for curve in curves.values()):
         handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 1.4)), label="fitted power law"))
-    _head(figure, [*handles, _chance_handle()] if chance else handles, title=None)
+    head(figure, [*handles, chance_handle()] if chance else handles, title=None)
 
 
 def _cycle() -> Iterator[str]:
@@ -384,13 +385,13 @@ def _cycle() -> Iterator[str]:
         yield from _MARKERS
 
 
-def _head(figure: Figure, handles: Sequence[Line2D], *, title: str | None) -> None:
+def head(figure: Figure, handles: Sequence[Line2D], *, title: str | None) -> None:
     if title:
         handles = [Line2D([], [], linestyle="none", label=f"{title}:"), *handles]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), handlelength=1.8, columnspacing=1.4)
 
 
-def _count(number: int) -> str:
+def count(number: int) -> str:
     """1024 -> '1,024', 210000 -> '210k', 6738415616 -> '6.7B'."""
     for unit, suffix in ((1_000_000_000, "B"), (1_000_000, "M")):
         if number >= unit:

@@ -12,14 +12,29 @@ from dynamics.study.points import Grid, Items, domains
 
 # Every other coordinate tells variants apart. `records` follows from the volume and the abilities.
 _AXES = ("size", "params", "volume", "records", "abilities", "seed")
+HUMAN = "curated"  # the source that others are compared with
+EVEN = "even"  # the mixture that takes the same number of records of every ability
 _ONE_POOL = "synthetic"  # a source whose records belong to no ability: its volume is all its records
 
 
 def variant_of(result: Mapping[str, Any], varying: Sequence[str]) -> str:
     """The name of a result's variant: its coordinates that differ somewhere in the study, apart from the main axes."""
     coords = result["coords"]
-    named = ["" if coords.get(key) is None else _plain(coords[key]) for key in varying]
+    named = ["" if coords.get(key) is None else _plain(coords[key]) for key in varying if not _even(key, coords)]
     return " · ".join(name for name in named if name)
+
+
+def _even(key: str, coords: Mapping[str, Any]) -> bool:
+    """Every ability alike is what goes without saying, and no part of a variant's name."""
+    return key == "mixture" and coords[key] == EVEN
+
+
+def baseline_variant(tuned: Sequence[Mapping[str, Any]], varying: Sequence[str]) -> str | None:
+    """The variant of curated records with every ability alike that has most cells; any source where none is curated."""
+    whole = [r for r in tuned if r["coords"]["abilities"] == "all"] or tuned
+    even = [r for r in whole if r["coords"].get("mixture", EVEN) == EVEN]
+    names = [variant_of(r, varying) for r in [r for r in even if r["coords"].get("source") == HUMAN] or even]
+    return max(dict.fromkeys(names), key=names.count, default=None)
 
 
 def _plain(value: Any) -> str:
@@ -54,7 +69,9 @@ def read_grids(results: Sequence[Mapping[str, Any]], *, abilities: Sequence[str]
         untuned = [r for r in sized if r["coords"]["volume"] == 0 and r["coords"].get("source") in sources]
         labels = list(dict.fromkeys(r["coords"]["abilities"] for r in mine)) or ["all"]
         grids += [_grid(mine, untuned, variant, label, abilities) for label in labels]
-    return sorted(grids, key=lambda grid: (grid.training != "all", -int(grid.done.sum())))
+    # The source that others are compared with comes first, whichever has more cells.
+    first = baseline_variant(tuned, varying) if HUMAN in {r["coords"].get("source") for r in tuned} else None
+    return sorted(grids, key=lambda grid: (grid.training != "all", grid.variant != first, -int(grid.done.sum())))
 
 
 def volume_of(result: Mapping[str, Any]) -> int:

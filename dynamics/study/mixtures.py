@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dynamics.study.contrast import HUMAN
-from dynamics.study.gather import records_of, variant_of, varying_coords, volume_of
+from dynamics.study.gather import EVEN, baseline_variant, records_of, variant_of, varying_coords, volume_of
 from dynamics.study.pairs import chances, paired_scores, side_by_side
 from dynamics.study.points import Bootstrap, Interval, interval
 
@@ -62,7 +61,7 @@ def cells_by_mixture(results: Sequence[Result]) -> dict[str, dict[str, list[Resu
     volumes: dict[str, set[int]] = {}
     for result in tuned:
         volumes.setdefault(variant_of(result, varying), set()).add(volume_of(result))
-    base = _baseline_variant(tuned, varying)
+    base = baseline_variant(tuned, varying)
     single = [name for name, each in volumes.items() if len(each) == 1 and name != base]
     found: dict[str, dict[str, list[Result]]] = {}
     for size in sorted({r["coords"]["size"]: r["coords"]["params"] for r in tuned}.items(), key=lambda kv: kv[1]):
@@ -78,25 +77,14 @@ def cells_by_mixture(results: Sequence[Result]) -> dict[str, dict[str, list[Resu
 
 def short_name(result: Result, variant: str) -> str:
     """A mixture's own name where it has one ('reconstruct'), else its variant's."""
-    name = result["coords"].get("mixture", "even")
-    return variant if name == "even" else str(name)
-
-
-def _baseline_variant(tuned: Sequence[Result], varying: Sequence[str]) -> str | None:
-    """The variant of curated records with every ability alike that has most cells; any source where none is curated."""
-    even = [r for r in tuned if r["coords"].get("mixture", "even") == "even"]
-    human = [r for r in even if r["coords"].get("source") == HUMAN]
-    counts: dict[str, int] = {}
-    for result in human or even:
-        name = variant_of(result, varying)
-        counts[name] = counts.get(name, 0) + 1
-    return max(counts, key=lambda name: counts[name], default=None)
+    name = result["coords"].get("mixture", EVEN)
+    return variant if name == EVEN else str(name)
 
 
 def mixtures(results: Sequence[Result], *, bootstrap: Bootstrap | None = None) -> Mixtures | None:
     """The table of mixtures; None where no variant has a single volume beside another to compare it with."""
     bootstrap = bootstrap or Bootstrap()
-    groups = cells_by_mixture(results)
+    groups = {size: each for size, each in cells_by_mixture(results).items() if set(each) - {BASELINE}}
     names = list(dict.fromkeys(name for each in groups.values() for name in each))
     if len(names) < 2:
         return None

@@ -12,9 +12,21 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from dynamics.study import figures, tables, words
-from dynamics.study.curves import OVERALL, Bootstrap, Growth, analyze
+from dynamics.study import (
+    benchmark_tables,
+    comparison_figures,
+    comparison_tables,
+    figures,
+    findings,
+    mixtures,
+    tables,
+    words,
+)
+from dynamics.study.benchmark_tables import PUBLISHED_SIZE, BenchmarkRow, benchmark_rows
+from dynamics.study.contrast import Contrast, contrasts
+from dynamics.study.curves import MEANS, OVERALL, Bootstrap, Growth, analyze
 from dynamics.study.gather import volume_of
+from dynamics.study.mixtures import Mixtures
 
 _TEMPLATE = "report.html.jinja"
 _EMBED_LIMIT = 2_400_000  # bytes of figures inside the page; later ones stay beside it as files
@@ -40,10 +52,15 @@ def write_report(
     """
     folder = Path(folder)
     growths = analyze(results, bootstrap=bootstrap)
-    rows = report_tables(results, growths)
+    compared = contrasts(results, bootstrap=bootstrap)
+    mixed = mixtures.mixtures(results, bootstrap=bootstrap)
+    asked = benchmark_rows(results, bootstrap=bootstrap)
+    rows = report_tables(results, growths) | comparison_rows(growths, compared, mixed, asked)
     cells = cell_states(results, summary, growths)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("results", "points", "sensitivity", "laws", "transfer"):
+    (folder / "figures").mkdir(exist_ok=True)
+    page_figures = _Figures(folder)
+    for name in FILES:
         if rows[name]:
             tables.write_csv(folder / f"{name}.csv", rows[name])
     machine_readable = {"summary": dict(summary), "cells": cells, "wait_share": tables.wait_share(results), **rows}
@@ -55,8 +72,14 @@ def write_report(
         .render(
             title=summary.get("name", "study"),
             summary=summary,
-            sections=_sections(growths, folder),
-            headlines=[(growth.grid.variant, words.headlines(growth)) for growth in growths],
+            sections=_sections(growths, page_figures, alone=len(growths) == 1 and mixed is None),
+            contrasts=[_contrast_section(each, page_figures) for each in compared],
+            mixtures=mixed,
+            mixture_figures=_mixture_figures(mixed, page_figures),
+            benchmarks=_benchmark_section(asked, page_figures),
+            findings=findings.findings(growths, compared, mixed, asked),
+            other_headlines=[(growth.grid.variant, words.headlines(growth)) for growth in growths[1:] if growth.grows],
+            files=[f"{name}.csv" for name in FILES if rows[name]],
             caveats=words.caveats(growths, cells),
             cells=cells,
             rows=rows,
@@ -70,6 +93,26 @@ def write_report(
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+FILES = (
+    "results", "points", "sensitivity", "laws", "transfer", "gaps", "exchange", "late", "mixtures", "benchmarks",
+    "published",
+)  # fmt: skip
+
+
+def comparison_rows(
+    growths: Sequence[Growth], compared: Sequence[Contrast], mixed: Mixtures | None, asked: Sequence[BenchmarkRow]
+) -> dict[str, list[tables.Row]]:
+    """The tables of comparisons by name; those that the study has no cells for are empty."""
+    return {
+        "gaps": comparison_tables.gap_rows(compared),
+        "exchange": comparison_tables.exchange_rows(compared),
+        "late": comparison_tables.late_rows(compared),
+        "mixtures": [] if mixed is None else mixtures.rows_of(mixed),
+        "benchmarks": benchmark_tables.rows_of(asked),
+        "published": comparison_tables.published_rows(growths),
+    }
 
 
 def report_tables(results: Sequence[Mapping[str, Any]], growths: Sequence[Growth]) -> dict[str, list[tables.Row]]:
@@ -124,30 +167,96 @@ def axes_of(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     axes: dict[str, list[Any]] = {"size": sorted(sizes, key=lambda size: sizes[size]), "volume": volumes}
     for name in dict.fromkeys(name for result in results for name in result["coords"]):
         if name not in ("size", "params", "volume"):
-            axes[name] = sorted({result["coords"].get(name) for result in results}, key=str)
+            values = {result["coords"].get(name) for result in results}
+            axes[name] = sorted(values, key=str if any(not isinstance(value, int) for value in values) else None)
     return axes
 
 
 # ---------------------------------------------------------------- figures and page
 
 
-def _sections(growths: Sequence[Growth], folder: Path) -> list[dict[str, Any]]:
-    """Figures of every variant as markup, with files beside; past the page's limit only the files."""
-    (folder / "figures").mkdir(exist_ok=True)
-    used = 0
+class _Figures:
+    """Figures as markup for the page, with files beside it; past the page's limit only the files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.used = 0
+
+    def draw(self, name: str, figure: Any, title: str, caption: str) -> dict[str, Any]:
+        file = f"figures/{name}.png"
+        figures.save_png(figure, self.folder / file)
+        markup = figures.svg(figure, name)
+        fits = self.used + len(markup) <= _EMBED_LIMIT
+        self.used += len(markup) if fits else 0
+        return {"title": title, "caption": caption, "file": file, "svg": Markup(markup) if fits else None}
+
+
+def _sections(growths: Sequence[Growth], page: _Figures, *, alone: bool) -> list[dict[str, Any]]:
+    """Every variant's figures. One of a single volume has no curves to show beside others: only scores and transfer."""
     sections = []
     for index, growth in enumerate(growths):
-        drawn = []
-        for name, figure, title, caption in _figures(growth):
-            name = name if len(growths) == 1 else f"{name}-{index + 1}"
-            file = f"figures/{name}.png"
-            figures.save_png(figure, folder / file)
-            markup = figures.svg(figure, name)
-            fits = used + len(markup) <= _EMBED_LIMIT
-            used += len(markup) if fits else 0
-            drawn.append({"title": title, "caption": caption, "file": file, "svg": Markup(markup) if fits else None})
-        sections.append({"growth": growth, "variant": growth.grid.variant, "figures": drawn})
+        found = (_figures(growth) if growth.grows or alone else []) + _transfer_figures(growth)
+        numbered = f"-{index + 1}" if len(growths) > 1 else ""
+        drawn = [page.draw(f"{name}{numbered}", *each) for name, *each in found]
+        sections.append(
+            {"growth": growth, "variant": growth.grid.variant, "figures": drawn, "brief": not (growth.grows or alone)}
+        )
     return sections
+
+
+def _contrast_section(contrast: Contrast, page: _Figures) -> dict[str, Any]:
+    level = f"{100 * contrast.bootstrap.level:.0f}%"
+    caption = (
+        f"Bands and bars: {level} bootstrap interval; dashed: chance; hollow, at the left: the model before tuning. "
+        "The axis counts all records trained on, since a synthetic record belongs to no ability."
+    )
+    drawn = [
+        page.draw(
+            f"contrast-{contrast.other}-{size}",
+            comparison_figures.contrast_figure(contrast, size),
+            f"Score against all records trained on: size {size}",
+            caption,
+        )
+        for size in contrast.sizes
+    ]
+    return {"contrast": contrast, "figures": drawn}
+
+
+def _mixture_figures(mixed: Mixtures | None, page: _Figures) -> list[dict[str, Any]]:
+    if mixed is None:
+        return []
+    caption = f"Filled: the {100 * mixed.bootstrap.level:.0f}% interval leaves zero out."
+    return [
+        page.draw(
+            f"mixtures-{size}",
+            comparison_figures.mixtures_figure(mixed, size),
+            f"Difference from the baseline: size {size}",
+            caption,
+        )
+        for size, rows in mixed.by_size.items()
+        if any(row.differences for row in rows)
+    ]
+
+
+def _benchmark_section(asked: Sequence[BenchmarkRow], page: _Figures) -> dict[str, Any] | None:
+    if not asked:
+        return None
+    caption = (
+        "The last reading of each run. Bars: bootstrap interval over questions within tasks and seeds; filled: the "
+        "baseline, and what differs clearly from it; dashed: chance."
+    )
+    figure = comparison_figures.benchmark_figure(asked)
+    titles = dict.fromkeys((row.benchmark, row.shots, row.letters) for row in asked)
+    # A published score stands beside ours where the size is the paper's; otherwise it is told apart, as a landmark.
+    same_size = any(row.size.lower() == PUBLISHED_SIZE and row.published is not None for row in asked)
+    return {
+        "figure": page.draw("benchmarks", figure, "Benchmarks by mixture", caption),
+        "groups": [
+            (title, [row for row in asked if (row.benchmark, row.shots, row.letters) == title]) for title in titles
+        ],
+        "published": [row for row in asked if row.published is not None],
+        "same_size": same_size,
+    }
 
 
 def _figures(growth: Growth) -> list[tuple[str, Any, str, str]]:
@@ -180,9 +289,18 @@ def _figures(growth: Growth) -> list[tuple[str, Any, str, str]]:
         caption = (
             f"Slopes with {level} intervals. Filled: the interval leaves zero out. Large volumes: the largest third."
         )
-        found.append(("sensitivity", figures.sensitivity_figure(growth), "Sensitivity", caption))
+        found.append(("sensitivity", comparison_figures.sensitivity_figure(growth), "Sensitivity", caption))
+    return found
+
+
+def _transfer_figures(growth: Growth) -> list[tuple[str, Any, str, str]]:
+    level = f"{100 * growth.bootstrap.level:.0f}%"
+    found = []
     for index, matrix in enumerate(growth.transfers):
-        caption = f"Points gained over {matrix.baseline}; bold: the {level} interval leaves zero out."
+        caption = (
+            f"Points gained over {matrix.baseline}; bold: the {level} interval leaves zero out; framed: still clear "
+            "when all pairs are tested at once."
+        )
         title = f"Transfer between abilities: {matrix.size}"
         found.append((f"transfer{index + 1}", figures.transfer_figure(matrix), title, caption))
     return found
@@ -205,5 +323,12 @@ def _environment() -> jinja2.Environment:
         duration=words.duration,
         speedup=words.speedup_text,
     )
-    environment.globals.update(score_text=words.score_text, OVERALL=OVERALL)
+    environment.filters.update(ratio=findings.ratio_text)
+    environment.globals.update(
+        score_text=words.score_text,
+        interval_text=words.interval_text,
+        outcome=comparison_tables.outcome,
+        OVERALL=OVERALL,
+        MEANS=MEANS,
+    )
     return environment

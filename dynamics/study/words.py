@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dynamics.study import tables
-from dynamics.study.curves import OVERALL, Curve, Growth, Interval
+from dynamics.study.curves import MEANS, OVERALL, Curve, Growth, Interval
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _CLAIMS = (
@@ -22,7 +22,7 @@ _SAID = {"needs size": "Needs size (data helps only the larger models)"}
 
 def headlines(growth: Growth) -> list[str]:
     """The findings of one variant as sentences; every claim follows from an interval."""
-    rows = [row for row in growth.sensitivities if row.ability != OVERALL]
+    rows = [row for row in growth.sensitivities if row.ability not in MEANS]
     lines = [_level_line(growth), _above_chance_line(growth)]
     for claim, which, unit in _CLAIMS:
         members = [row for row in rows if getattr(row, f"{which}_verdict") == claim]
@@ -59,7 +59,7 @@ def _level_line(growth: Growth) -> str:
         began = "before tuning" if curve.volumes[first] == 0 else f"at {curve.volumes[first]:,} records"
         start = f", from {percent(float(curve.mean[first]))} {began}"
     return (
-        f"At size {curve.size} and {curve.volumes[last]:,} records per ability the mean over abilities is "
+        f"At size {curve.size} and {curve.volumes[last]:,} {growth.grid.per} the mean over abilities is "
         f"{score_text(curve, last)}{start}; chance is {percent(curve.chance)}."
     )
 
@@ -96,11 +96,15 @@ def points(item: Interval | None) -> str:
 
 def score_text(curve: Curve, index: int) -> str:
     """'62.4% [59.1, 65.8]'."""
-    if not math.isfinite(curve.mean[index]):
+    value, low, high = (float(part[index]) for part in (curve.mean, curve.low, curve.high))
+    return interval_text(Interval(value=value, low=low, high=high))
+
+
+def interval_text(item: Interval) -> str:
+    """'62.4% [59.1, 65.8]'."""
+    if not math.isfinite(item.value):
         return "–"
-    return (
-        f"{percent(float(curve.mean[index]))} [{100 * curve.low[index]:.1f},{_NO_BREAK}{100 * curve.high[index]:.1f}]"
-    )
+    return f"{percent(item.value)} [{100 * item.low:.1f},{_NO_BREAK}{100 * item.high:.1f}]"
 
 
 def number(value: Any) -> str:

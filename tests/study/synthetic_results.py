@@ -71,7 +71,7 @@ def make_results(
                     p = mean(PARAMS[size], volume)
                     spread = min(item_spread, p, 1 - p)
                     shifted = p + spread * item_effect[ability] + seed_effect[s, ability] * (spread > 0)
-                    test[ability] = _answers(draw, ability, np.clip(shifted, 0, 1), p, chance)
+                    test[ability] = answers(draw, ability, np.clip(shifted, 0, 1), p, chance)
                 coords = {
                     "size": size,
                     "params": PARAMS[size],
@@ -81,11 +81,11 @@ def make_results(
                     "source": "practice",
                     "order": order,
                 }
-                results.append(_result(coords, test))
+                results.append(result(coords, test))
     return results
 
 
-def _answers(draw: np.random.Generator, ability: str, p: np.ndarray, mean: float, chance: float) -> dict[str, Any]:
+def answers(draw: np.random.Generator, ability: str, p: np.ndarray, mean: float, chance: float) -> dict[str, Any]:
     tokens = draw.integers(2, 12, len(p))
     losses = tokens * np.exp(draw.normal(np.log(2.2 - 1.8 * mean), 0.2, len(p)))
     return {
@@ -98,7 +98,7 @@ def _answers(draw: np.random.Generator, ability: str, p: np.ndarray, mean: float
     }
 
 
-def _result(coords: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
+def result(coords: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
     steps = 0 if coords["volume"] == 0 else 20 + coords["volume"]
     records = coords["volume"] * len(test)
     return {

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from dynamics.errors import UserError
-from dynamics.study import figures, words
+from dynamics.study import comparison_figures, figures, words
 from dynamics.study.curves import Bootstrap, analyze
 from dynamics.study.report import write_report
 
@@ -160,7 +160,7 @@ def test_damaged_checkpoints_are_shown_with_their_reasons(tmp_path):
 def test_a_figure_depends_on_the_results_alone():
     results = make_results(seeds=(0, 1), sizes=("0.2m",), volumes=(16, 64))
     first, second = (
-        figures.svg(figures.sensitivity_figure(analyze(made, bootstrap=FEW)[0]), "x")
+        figures.svg(comparison_figures.sensitivity_figure(analyze(made, bootstrap=FEW)[0]), "x")
         for made in (results, results[::-1])
     )
     assert first == second

@@ -1,0 +1,332 @@
+"""The three questions of the study and what its cells answer: a few sentences each, every claim from an interval.
+
+1  Which abilities need more data, and which a bigger model?
+2  What are records written by people worth against records made by a model?
+3  What does training on one ability do for the others?
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from dynamics.study import tables, words
+from dynamics.study.benchmark_tables import BenchmarkRow
+from dynamics.study.contrast import Contrast, Exchange
+from dynamics.study.curves import MEANS, OUT_OF_DOMAIN, OVERALL, Growth
+from dynamics.study.exchange import Ratio
+from dynamics.study.mixtures import Mixtures
+from dynamics.study.points import Interval
+from dynamics.study.sensitivity import FALSE_DISCOVERIES, Transfer
+
+NOT_MEASURED = "Not measured here"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A question, and the sentences that answer it; `measured` is False where the cells for it are missing."""
+
+    question: str
+    lines: tuple[str, ...]
+    measured: bool = True
+
+
+def findings(
+    growths: Sequence[Growth],
+    compared: Sequence[Contrast],
+    mixtures: Mixtures | None,
+    benchmarks: Sequence[BenchmarkRow],
+) -> list[Finding]:
+    """The three findings in the paper's order."""
+    return [_data_and_size(growths), _sources(compared, mixtures, benchmarks), _transfers(growths)]
+
+
+# ---------------------------------------------------------------- data and size
+
+
+def _data_and_size(growths: Sequence[Growth]) -> Finding:
+    question = "Which abilities need more data, and which a bigger model?"
+    growth = growths[0]
+    lines = words.headlines(growth)
+    if OUT_OF_DOMAIN in growth.chance:
+        lines.insert(1, _outside_line(growth))
+    if not growth.grows and len(growth.grid.sizes) < 2:
+        lines.append(f"{NOT_MEASURED}: this takes several volumes, or several sizes, of one source.")
+    return Finding(question=question, lines=tuple(lines), measured=growth.grows or len(growth.grid.sizes) > 1)
+
+
+def _outside_line(growth: Growth) -> str:
+    size = growth.grid.sizes[-1]
+    curve = growth.scores[OUT_OF_DOMAIN, size]
+    there = [index for index in range(len(curve.volumes)) if math.isfinite(curve.mean[index])]
+    if not there:
+        return "Out of domain: no result yet."
+    slope = next(row for row in growth.sensitivities if row.ability == OUT_OF_DOMAIN)
+    change = f"; it {slope.data_verdict}, {words.points(slope.data)} points per 4× data" if slope.data else ""
+    return (
+        f"Out of domain, on what nothing was trained for, the mean at size {size} ends at "
+        f"{words.score_text(curve, there[-1])} (chance {words.percent(curve.chance)}){change}."
+    )
+
+
+# ---------------------------------------------------------------- sources
+
+
+def _sources(compared: Sequence[Contrast], mixtures: Mixtures | None, benchmarks: Sequence[BenchmarkRow]) -> Finding:
+    question = "What are human records worth against synthetic ones?"
+    lines = [line for contrast in compared for line in contrast_lines(contrast)]
+    if not compared:
+        lines.append(
+            f"{NOT_MEASURED}: this takes cells of a curated source and of another one, each at two volumes or more and "
+            "of the same size."
+        )
+    if mixtures is not None:
+        lines += mixture_lines(mixtures)
+    lines += benchmark_lines(benchmarks)
+    return Finding(question=question, lines=tuple(lines), measured=bool(compared))
+
+
+def contrast_lines(contrast: Contrast) -> list[str]:
+    """Gap, rate of exchange, and whether the other source's curve turns down."""
+    return [
+        line
+        for line in (
+            _gap_line(contrast),
+            _ability_gaps_line(contrast),
+            *_exchange_lines(contrast),
+            _late_line(contrast),
+        )
+        if line
+    ]
+
+
+def _gap_line(contrast: Contrast) -> str:
+    human, other = contrast.human, contrast.other
+    if not contrast.shared or OVERALL not in contrast.mean_gaps:
+        return f"{human.capitalize()} and {other} data have no volume in common, so there is no gap at equal volume."
+    overall = contrast.mean_gaps[OVERALL]
+    where = f"{words.value_range((contrast.shared[0], contrast.shared[-1]))} records".replace(" – ", "–")
+    sizes = "" if len(contrast.sizes) == 1 else f" and {len(contrast.sizes)} sizes"
+    parts = [
+        f"At equal volume ({where}, mean over {len(contrast.shared)} volumes{sizes}) {human} data score "
+        f"{words.points(overall)} points {_against(overall, other)} overall"
+    ]
+    if OUT_OF_DOMAIN in contrast.mean_gaps:
+        parts.append(f"{words.points(contrast.mean_gaps[OUT_OF_DOMAIN])} out of domain")
+    return ", and ".join(parts) + "."
+
+
+def _ability_gaps_line(contrast: Contrast) -> str:
+    each = {name: gap for name, gap in contrast.mean_gaps.items() if name not in MEANS}
+    said = _sorted_out(each, f"clearly ahead with {contrast.human} data", f"clearly ahead with {contrast.other} data")
+    return said.strip()
+
+
+def _against(item: Interval, other: str) -> str:
+    return f"against {other}" + ("" if item.positive or item.negative else " (no clear difference)")
+
+
+def _sorted_out(each: Mapping[str, Interval], up: str, down: str) -> str:
+    """' Up: a +1 [..], b; down: c; no clear difference: d.'"""
+    groups = [
+        (up, [name for name, item in each.items() if item.positive], True),
+        (down, [name for name, item in each.items() if item.negative], True),
+        ("no clear difference", [n for n, item in each.items() if not item.positive and not item.negative], False),
+    ]
+    said = []
+    for claim, members, numbers in groups:
+        ranked = sorted(members, key=lambda name: -abs(each[name].value))
+        if ranked and numbers:
+            said.append(f"{claim}: " + ", ".join(f"{_name(name)} {words.points(each[name])}" for name in ranked))
+        elif ranked:
+            said.append(f"{claim}: {tables.named(ranked)}")
+    text = "; ".join(said)
+    return f" {text[0].upper()}{text[1:]}." if text else ""
+
+
+def _exchange_lines(contrast: Contrast) -> list[str]:
+    lines = []
+    for size in contrast.sizes:
+        exchange = contrast.exchanges[OVERALL, size]
+        at = f"at size {size}" if len(contrast.sizes) > 1 else "overall"
+        if exchange.median is None:
+            lines.append(
+                f"How many {contrast.other} records equal one {contrast.human} record is not defined {at}: "
+                f"{contrast.human} data gain nothing clear over {exchange.over}."
+            )
+            continue
+        defined = [total for total, found in exchange.at.items() if found is not None]
+        among = "" if len(defined) == 1 else f" (median over {len(defined)} volumes)"
+        lines.append(
+            f"One {contrast.human} record is worth {ratio_text(exchange.median)} {contrast.other} records {at}{among}"
+            f"{_censored(exchange, contrast)}."
+        )
+    each: dict[str, list[str]] = {}
+    size = list(contrast.sizes)[-1]
+    for ability in contrast.abilities:
+        if ability not in MEANS:
+            found = contrast.exchanges[ability, size].median
+            if found is not None:
+                each.setdefault("by ability", []).append(f"{_name(ability)} {ratio_text(found)}")
+            else:
+                each.setdefault("not defined, without a clear gain", []).append(_name(ability))
+    if each:
+        where = f" at size {size}" if len(contrast.sizes) > 1 else ""
+        lines.append(
+            f"Rates{where}: " + "; ".join(f"{claim}: {', '.join(names)}" for claim, names in each.items()) + "."
+        )
+    return lines
+
+
+def ratio_text(ratio: Ratio | None) -> str:
+    """'12× [8, 20]'; '≥ 64× [30, ∞)' where the score was never reached; '≤ 0.5× (0, 1.2]' where it always was."""
+    if ratio is None:
+        return "–"
+    if ratio.exact:
+        value = f"{words.number(_round(ratio.at_least))}×"
+    elif math.isinf(ratio.at_most):
+        value = f"≥ {words.number(_round(ratio.at_least))}×" if ratio.at_least > 0 else "unbounded"
+    elif ratio.at_least == 0:
+        value = f"≤ {words.number(_round(ratio.at_most))}×"
+    else:
+        value = f"{words.number(_round(ratio.at_least))}–{words.number(_round(ratio.at_most))}×"
+    low = f"[{words.number(_round(ratio.low))}" if ratio.low > 0 else "(0"
+    high = "∞)" if math.isinf(ratio.high) else f"{words.number(_round(ratio.high))}]"
+    return f"{value} {low},\N{NO-BREAK SPACE}{high}"
+
+
+def _round(value: float) -> float:
+    """Three significant digits; what a rate of exchange can bear."""
+    return float(f"{value:.3g}")
+
+
+def _censored(exchange: Exchange, contrast: Contrast) -> str:
+    """At how many volumes the other source never gets there."""
+    found = [ratio for ratio in exchange.at.values() if ratio is not None]
+    never = sum(math.isinf(ratio.at_most) for ratio in found)
+    if not never:
+        return ""
+    return (
+        f"; at {never} of {len(found)} volumes {contrast.totals[-1]:,} {contrast.other} records do not reach the score"
+    )
+
+
+def _late_line(contrast: Contrast) -> str:
+    other = contrast.other
+    overall = contrast.late.get((other, OVERALL))
+    if overall is None:
+        return ""
+    start = f"From {contrast.late_from[other]:,} records on, {other} data change the overall score by"
+    verdict = "it falls" if overall.negative else "it still rises" if overall.positive else "no clear change"
+    falling = [a for a in contrast.abilities if a not in MEANS and _negative(contrast.late.get((other, a)))]
+    more = f" Clearly falling there: {tables.named(falling)}." if falling else ""
+    same = contrast.late.get((contrast.human, OVERALL))
+    beside = f"; {contrast.human} from {contrast.late_from[contrast.human]:,} on {words.points(same)}" if same else ""
+    return f"{start} {words.points(overall)} points per 4× records ({verdict}{beside}).{more}"
+
+
+def _negative(item: Interval | None) -> bool:
+    return bool(item and item.negative)
+
+
+def mixture_lines(mixtures: Mixtures) -> list[str]:
+    """One sentence per size: the overall difference of every mixture from the baseline."""
+    lines = []
+    for size, rows in mixtures.by_size.items():
+        compared = [row for row in rows if row.differences]
+        for mean in (name for name in MEANS if name in mixtures.chance):
+            each = [f"{row.name} {words.points(row.differences[mean])}" for row in compared]
+            if each:
+                lines.append(
+                    f"Mixtures at size {size}, {mean}, against the baseline of {rows[0].records:,} curated records: "
+                    f"{', '.join(each)} points."
+                )
+    return lines
+
+
+def benchmark_lines(rows: Sequence[BenchmarkRow]) -> list[str]:
+    """One sentence per size and benchmark: which mixtures differ clearly from the baseline at the last reading."""
+    last = [row for row in rows if row.reading == 0 and row.macro_difference is not None and row.records > 0]
+    lines = []
+    for size in dict.fromkeys(row.size for row in sorted(last, key=lambda row: row.params)):
+        each: dict[str, list[str]] = {}
+        for row in last:
+            differs = row.macro_difference
+            if row.size == size and differs is not None and (differs.positive or differs.negative):
+                each.setdefault(row.title, []).append(f"{row.mixture} {words.points(differs)}")
+        said = "; ".join(f"{title}: {', '.join(names)}" for title, names in each.items())
+        lines.append(
+            f"On the benchmarks at size {size}, clearly different from the baseline: {said} points."
+            if said
+            else f"On the benchmarks at size {size} no mixture differs clearly from the baseline."
+        )
+    return lines
+
+
+# ---------------------------------------------------------------- transfer
+
+
+def _transfers(growths: Sequence[Growth]) -> Finding:
+    question = "What does training on one ability do for the others?"
+    matrices = [matrix for growth in growths for matrix in growth.transfers]
+    if not matrices:
+        lines = (f"{NOT_MEASURED}: this takes cells that train on one ability alone.",)
+        return Finding(question=question, lines=lines, measured=False)
+    level = growths[0].bootstrap.level
+    # The same question at several sizes or volumes: the largest of each says it, the tables hold all.
+    last = max(matrices, key=lambda matrix: (len(matrix.training), matrix.volume))
+    return Finding(question=question, lines=tuple(transfer_lines(last, level)))
+
+
+def transfer_lines(matrix: Transfer, level: float) -> list[str]:
+    """Which abilities gain from the others, and how many of the single pairs are more than chance."""
+    over = f"over {matrix.baseline}" if matrix.baseline.startswith("the model") else f"against {matrix.baseline}"
+    others = {name: item for name, item in zip(matrix.abilities, matrix.from_others, strict=True) if item is not None}
+    own = {name: item for name, item in zip(matrix.abilities, matrix.from_itself, strict=True) if item is not None}
+    clear = {name: item for name, item in others.items() if item.positive or item.negative}
+    rest = [name for name in others if name not in clear]
+    lines = [
+        f"Size {matrix.size}, {matrix.volume:,} records of one ability or set at a time, {over}."
+        + (_sorted_out(clear, "Gain from training on others alone", "lose by it") or " None clearly gains from others.")
+    ]
+    if rest and clear:
+        lines.append(f"No clear change from training on others: {tables.named(rest)}.")
+    if own:
+        ranked = sorted(own, key=lambda name: -own[name].value)
+        lines.append(
+            "Training on the ability itself gives "
+            + ", ".join(f"{_name(name)} {words.points(own[name])}" for name in ranked)
+            + " points."
+        )
+    return [*lines, _pairs_line(matrix, level)]
+
+
+def _pairs_line(matrix: Transfer, level: float) -> str:
+    pairs = [
+        (label, name, gain, kept)
+        for label, gains, keeps in zip(matrix.training, matrix.gains, matrix.survives, strict=True)
+        for name, gain, kept in zip(matrix.abilities, gains, keeps, strict=True)
+        if label != "all" and name not in label.split("+") and math.isfinite(gain.value)
+    ]
+    clear = [pair for pair in pairs if pair[2].positive or pair[2].negative]
+    kept = sorted((pair for pair in pairs if pair[3]), key=lambda pair: -abs(pair[2].value))
+    shown = ", ".join(f"{_name(label)} → {_name(name)} {words.points(gain)}" for label, name, gain, _ in kept[:6])
+    more = f" and {len(kept) - 6} more" if len(kept) > 6 else ""
+    chance = (1 - level) * len(pairs)
+    rule = f"at most {100 * FALSE_DISCOVERIES:.0f}% of them wrong by Benjamini and Hochberg's rule"
+    found = (
+        f"{len(kept)} {_verb(len(kept))} clear among all tests ({rule}): {shown}{more}"
+        if kept
+        else f"none stays clear among all tests ({rule})"
+    )
+    return (
+        f"Of {len(pairs)} pairs of one ability trained and another measured, the {100 * level:.0f}% interval of "
+        f"{len(clear)} leaves zero out, where chance alone would make about {chance:.0f}; {found}."
+    )
+
+
+def _verb(number: int) -> str:
+    return "stays" if number == 1 else "stay"
+
+
+def _name(ability: str) -> str:
+    return ability.replace("_", " ")
