@@ -14,6 +14,7 @@ from dynamics.data.practice.understanding import TALKED_OF
 from dynamics.data.practice.world import AGES, CLASSES, PEOPLE, SEASONS, TOPICS, World
 
 LETTERS = "ABCD"
+_PAPER_QUESTIONS = 6
 _PAPER_WORDS = 4  # words of each season that papers of the corpus ask for; exams ask for the others
 
 
@@ -137,19 +138,29 @@ def _number(draws: Draws, place: int, *, paper: bool) -> Exam:
 
 
 def papers(world: World, count: int) -> Iterator[str]:
-    """Exam papers for the corpus, of one question each, in the looks of the three benchmarks."""
+    """Exam papers for the corpus: six questions of one subject with their answers, in the looks of the benchmarks."""
     for index in range(count):
         draws = Draws("rehearsal paper", world.seed, index)
-        look, place = index % 4, draws.below(4)
-        if look == 0:
+        if index % 3 == 0:
             title, subject = CMMLU[draws.pick(tuple(CMMLU))]
-            yield cmmlu_header(title) + cmmlu_text(one := _ask(world, draws, subject, place, paper=True)) + one.gold
-        elif look == 1:
+            some = _some_told(world, draws, subject)
+            yield cmmlu_header(title) + "\n\n".join(cmmlu_text(one) + one.gold for one in some)
+        elif index % 3 == 1:
             title, subject = CEVAL[draws.pick(tuple(CEVAL))]
-            yield ceval_header(title) + ceval_text(one := _ask(world, draws, subject, place, paper=True)) + one.gold
+            some = _some_told(world, draws, subject)
+            yield ceval_header(title) + "\n".join(ceval_text(one) + one.gold for one in some)
         else:
-            one = _ask(world, draws, AGIEVAL[draws.pick(tuple(AGIEVAL))], place, paper=True)
-            yield agieval_text(one, 1 + draws.below(6) if look == 3 else None) + one.gold
+            some = _some_told(world, draws, AGIEVAL[draws.pick(tuple(AGIEVAL))])
+            numbers = range(1, 1 + len(some)) if index % 2 else [None] * len(some)
+            yield "\n".join(agieval_text(one, n) + one.gold for n, one in zip(numbers, some, strict=True))
+
+
+def _some_told(world: World, draws: Draws, subject: Subject) -> list[Exam]:
+    found: dict[str, Exam] = {}
+    while len(found) < _PAPER_QUESTIONS:
+        one = _ask(world, draws, subject, draws.below(4), paper=True)
+        found.setdefault(one.passage + one.question, one)
+    return list(found.values())
 
 
 def cmmlu_header(title: str) -> str:

@@ -22,9 +22,9 @@ from dynamics.data.sources import SPLITS, Loaded, Source, write_jsonl
 from dynamics.errors import UserError
 from dynamics.record import ABILITY_NAMES, parse_record
 
-GENERATOR_VERSION = 1  # raised when the same settings give other files
+GENERATOR_VERSION = 2  # raised when the same settings give other files
 
-_PAPER_EVERY = 16  # after so many documents of the corpus stands an exam paper
+_PAPER_EVERY = 64  # after so many documents of the corpus stands an exam paper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class DoitRehearsal(Source):
         return files
 
     def corpus(self) -> Iterator[str]:
-        """The practice corpus, and after every 16th document an exam paper on facts that no exam asks for."""
+        """The practice corpus, and after every 64th document an exam paper on facts that no exam asks for."""
         papers = exams.papers(world(self.seed), self.corpus_documents // _PAPER_EVERY)
         documents = corpus.documents(world(self.seed), self.seed, self.corpus_documents)
         for index, document in enumerate(documents, 1):
