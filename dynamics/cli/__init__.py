@@ -113,17 +113,10 @@ def _study_commands(root: _Commands) -> None:
 
 def _data_commands(root: _Commands) -> None:
     group = _group(
-        root, "data", "see, check, prepare and write data", "show|check|prepare|practice",
+        root, "data", "find, see, check, prepare and write data", "list|fetch|show|check|prepare|practice",
         "dynamics data show configs/practice.py",
     )  # fmt: skip
-    show = _command(
-        group, "show", "data:show",
-        "Show what a config would train on: abilities x volumes x tokens, and rows with the trained part marked.",
-        "dynamics data show configs/practice.py --rows 2",
-    )  # fmt: skip
-    _config(show, "study")
-    show.add_argument("--rows", type=int, default=1, help="rendered samples for each ability (default: 1)")
-    _json(show)
+    _catalogue_commands(group)
     check = _command(
         group, "check", "data:check", "Read record files and report every bad line, with file, line and field.",
         "dynamics data check my_records.jsonl more.jsonl.gz a_folder_of_records",
@@ -139,6 +132,35 @@ def _data_commands(root: _Commands) -> None:
     practice.add_argument("--records", type=int, default=1000, help="training records for each ability (default: 1000)")
     practice.add_argument("--seed", type=int, default=0, help="another seed gives other records (default: 0)")
     _json(practice)
+
+
+def _catalogue_commands(group: _Commands) -> None:
+    """What is published: list it, get it, see what it holds; `show` takes a config as well."""
+    listing = _command(
+        group, "list", "catalogue:list_", "List the published data sets known here: licence, size, from where.",
+        "dynamics data list --data-dir data",
+    )  # fmt: skip
+    fetch = _command(
+        group, "fetch", "catalogue:fetch",
+        "Download a data set of the list, or compare the files that are there with what was fetched.",
+        "dynamics data fetch conifer --data-dir data",
+    )  # fmt: skip
+    fetch.add_argument("name", help="a name of dynamics data list")
+    fetch.add_argument("--revision", help="branch, tag or commit (default: the list's; the commit is recorded)")
+    for command in (listing, fetch):
+        command.add_argument(
+            "--data-dir", default="data", metavar="DIR", help="holds a folder for each data set (default: data)"
+        )
+        _json(command)
+    show = _command(
+        group, "show", "catalogue:show",
+        "Show what a config would train on: abilities x volumes x tokens, and rows with the trained part marked; or "
+        "what a data set of the list holds: files, records, types, what is rejected and why, sample rows.",
+        "dynamics data show configs/practice.py --rows 2\n  dynamics data show conifer --data-dir data --rows 1",
+    )  # fmt: skip
+    _config(show, "study")
+    show.add_argument("--rows", type=int, default=1, help="samples for each ability (default: 1)")
+    _json(show)
 
 
 def _prepare_command(group: _Commands) -> None:

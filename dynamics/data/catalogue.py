@@ -45,6 +45,11 @@ def size_text(num_bytes: int | None) -> str:
     return f"{num_bytes / size:.3g} {unit}"
 
 
+def marked(one: Entry, fact: str, text: str) -> str:
+    """The text of a fact with a mark that says how certain it is, none where it was read."""
+    return text + {"read": "", "card": " ᶜ", "memory": " ᵐ", "unknown": ""}[one.certainty[fact]]
+
+
 def markdown_table() -> str:
     """The catalogue as the table of docs/guide/catalogue.md; a mark says how certain a fact is when it was not read."""
     head = ("name", "what", "licence", "records", "size", "from", "shape")
@@ -55,19 +60,15 @@ def markdown_table() -> str:
             (
                 f"`{one.name}`",
                 f"{one.title} ({one.kind})",
-                one.licence + _mark(one, "licence"),
-                records + _mark(one, "num_records"),
-                size_text(one.num_bytes) + _mark(one, "num_bytes"),
+                marked(one, "licence", one.licence),
+                marked(one, "num_records", records),
+                marked(one, "num_bytes", size_text(one.num_bytes)),
                 (f"[{one.hub}](https://huggingface.co/datasets/{one.hub})" if one.hub else f"[git]({one.git})")
                 + f" at `{one.revision[:12]}`",
                 f"`{one.shape.name}`" if one.shape else "benchmark",
             )
         )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
-
-
-def _mark(one: Entry, fact: str) -> str:
-    return {"read": "", "card": " ᶜ", "memory": " ᵐ", "unknown": ""}[one.certainty[fact]]
 
 
 def _certain(**facts: Certainty) -> dict[str, Certainty]:

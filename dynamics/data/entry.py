@@ -146,8 +146,8 @@ class Entry:
         unpack = f", unpack {self.archive} in it" if self.archive else ""
         what = " and ".join(f"what is in its {prefix}" for prefix in self.strip) or "the folder"
         return (
-            f"where there is a connection, run dynamics data fetch {self.name} --data-dir DIR, or {command}; "
-            f"then copy {what} to {place}{unpack}"
+            f"without a connection: on a machine that has one run dynamics data fetch {self.name} --data-dir DIR, or "
+            f"{command}; then copy {what} to {place}{unpack}"
         )
 
     def _needed(self, folder: str | Path, split: str) -> tuple[Path, ...]:
@@ -155,8 +155,8 @@ class Entry:
         if not paths:
             patterns = " or ".join(self.splits[split])
             raise UserError(
-                f"{self.home(folder)} has no {split} files of {self.name} ({patterns}); get them with "
-                f"dynamics data fetch {self.name} --data-dir {folder}, or {self.offline(folder)}"
+                f"{self.home(folder)} has no {split} files of {self.name} ({patterns}); run dynamics data fetch "
+                f"{self.name} --data-dir {folder}; {self.offline(folder)}"
             )
         return paths
 

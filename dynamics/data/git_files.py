@@ -33,5 +33,5 @@ def _git(folder: str, *arguments: str, advice: str) -> bytes:
         raise UserError(f"git is not installed here; {advice}") from None
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UserError(f"git {arguments[0]} failed ({said[-1][:200]}); without a connection: {advice}")
+        raise UserError(f"git {arguments[0]} failed ({said[-1][:200]}); {advice}")
     return done.stdout

@@ -55,7 +55,6 @@ def fetch(
     if done is not None:
         _refuse_other(done, revision, home)
         return _again(entry, done, home, progress)
-    make_folder(home)
     commit, paths = _get(entry, home, revision or entry.revision, (), progress)
     new = [*(measured(home, path) for path in paths), *unpack(entry, home)]
     found = Fetched(
@@ -135,6 +134,7 @@ def _from_hub(
     paths = tuple(path for path in sorted(listed) if not only or path in only)
     total = sum(listed[path].size or 0 for path in paths)
     bar = _counting(report, total)
+    make_folder(home)
     for path in paths:
         own = home / ".cache" / "huggingface" / "download" / f"{path}.metadata"
         if not own.exists():  # not from a fetch that was interrupted
@@ -201,7 +201,7 @@ def _told(entry: Entry, home: Path, revision: str, endpoint: str) -> Iterator[No
 
 def _unreachable(error: Exception, entry: Entry, home: Path, endpoint: str) -> str:
     why = f"{type(error).__name__}: {_first_line(error)}"
-    return f"{endpoint} cannot be reached or broke off ({why}); without a connection: {entry.offline(home.parent)}"
+    return f"{endpoint} cannot be reached or broke off ({why}); {entry.offline(home.parent)}"
 
 
 def _first_line(error: Exception) -> str:

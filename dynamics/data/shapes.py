@@ -137,12 +137,12 @@ def _parsed(path: Path, parse: Callable[[Any, str], _One], on_bad_record: OnBadR
             reason = f"{error.field} {error.problem}".strip()
             yield Rejected(file=str(path), line=line.line, reason=reason, text=line.text or _shown(line.data))
             continue
-        earlier = first_line.setdefault(one.id, line.line)
-        if earlier != line.line:
-            reason = f"has the content of line {earlier} again"
+        if one.id in first_line:
+            reason = f"has the content of line {first_line[one.id]} again"
             yield Rejected(file=str(path), line=line.line, reason=reason, text=_shown(line.data))
-        else:
-            yield one
+            continue
+        first_line[one.id] = line.line
+        yield one
 
 
 def _parquet_rows(path: Path) -> Iterator[Line]:

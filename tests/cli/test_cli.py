@@ -23,6 +23,7 @@ def run(capsys, *arguments):
 LEAVES = (
     ("study", "run"), ("study", "status"), ("study", "report"), ("train",), ("eval",),
     ("data", "show"), ("data", "check"), ("data", "practice"), ("data", "prepare"), ("model", "info"), ("version",),
+    ("data", "list"), ("data", "fetch"),
     ("model", "import"), ("model", "export"), ("score",), ("plan",),
 )  # fmt: skip
 

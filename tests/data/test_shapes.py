@@ -153,6 +153,8 @@ def test_a_repeated_row_is_counted(tmp_path: Path):
     loaded = read(_lines(tmp_path / "a.jsonl", [row, row]), shapes.ALPACA, ability="x")
     assert len(loaded.records) == 1
     assert loaded.rejected[0].reason == "has the content of line 1 again"
+    (tmp_path / "one_line.json").write_text(json.dumps([row, row]), encoding="utf-8")
+    assert len(read(tmp_path / "one_line.json", shapes.ALPACA, ability="x").rejected) == 1
 
 
 def test_rows_come_one_by_one(tmp_path: Path):

@@ -1,0 +1,237 @@
+"""`dynamics data list|fetch`, and `data show` of a catalogue name: what is published, get it, see what it holds."""
+
+import argparse
+import collections
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynamics.errors import UserError
+
+if TYPE_CHECKING:
+    from dynamics.data.entry import Entry
+    from dynamics.data.sources import Rejected
+    from dynamics.pair import Pair
+    from dynamics.record import Record
+
+DATA_DIR = "data"  # where entries lie unless --data-dir says otherwise
+_SHOWN_CHARACTERS = 400
+_SHOWN_REJECTED = 20
+
+
+def list_(options: argparse.Namespace) -> int:
+    """The catalogue as a table, with what of it lies under --data-dir."""
+    from dynamics.data.catalogue import CATALOGUE, describe, marked, size_text
+
+    here = {one.name: _state(one, Path(options.data_dir)) for one in CATALOGUE}
+    if options.json:
+        entries = [{**describe(one), "here": here[one.name]} for one in CATALOGUE]
+        print(json.dumps({"data_dir": options.data_dir, "entries": entries}, ensure_ascii=False))
+        return 0
+    head = ("name", "kind", "licence", "records", "size", f"in {options.data_dir}", "from")
+    rows: list[tuple[str, ...]] = [head]
+    for one in CATALOGUE:
+        records = marked(one, "num_records", "?" if one.num_records is None else f"{one.num_records:,}")
+        size = marked(one, "num_bytes", size_text(one.num_bytes))
+        rows.append((one.name, one.kind, marked(one, "licence", one.licence), records, size, here[one.name], one.where))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
+    for row in rows:
+        cells = [cell.rjust(width) if name in ("records", "size") else cell.ljust(width)
+                 for name, cell, width in zip(head, row, widths, strict=False)]  # fmt: skip
+        print("  ".join([*cells, row[-1]]))
+    print("\nᶜ by another's account, ᵐ from memory; all else was read at the source. Get one: dynamics data fetch NAME")
+    return 0
+
+
+def fetch(options: argparse.Namespace) -> int:
+    """Get an entry's files, or compare those that are there."""
+    from dynamics.data.catalogue import entry, size_text
+    from dynamics.data.hub import fetch as get
+
+    one = entry(options.name)
+    folder = Path(options.data_dir)
+    fetched = get(one, folder, revision=options.revision, progress=_Progress(f"fetching {one.name}"))
+    home = folder / one.name
+    if options.json:
+        import dataclasses
+
+        print(json.dumps({**dataclasses.asdict(fetched), "folder": str(home)}, ensure_ascii=False))
+        return 0
+    total = size_text(sum(file.bytes for file in fetched.files))
+    done = f"{len(fetched.downloaded)} downloaded" if fetched.downloaded else "nothing to download"
+    source = f"{fetched.repository} at {fetched.commit[:12]}"
+    print(f"{home}: {len(fetched.files)} files, {total}, of {source}; {done}, all compared")
+    print(f"licence: {one.licence}; look at it: dynamics data show {one.name} --data-dir {folder}")
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """What an entry holds; of anything that is no name of the catalogue, what a config would train on."""
+    from dynamics.data.catalogue import CATALOGUE, entry
+
+    names = [one.name for one in CATALOGUE]
+    if options.config not in names and (options.config.endswith(".py") or Path(options.config).exists()):
+        from dynamics.cli.data import show as show_config
+
+        return show_config(options)
+    one = entry(options.config)
+    seen = _seen(one, Path(options.data_dir or DATA_DIR), options.on_bad_record or "skip", options.rows)
+    if options.json:
+        print(json.dumps(seen, ensure_ascii=False))
+    else:
+        _print_seen(one, seen)
+    return 0
+
+
+def _state(one: "Entry", folder: Path) -> str:
+    """'no', 'yes' for files that somebody put there, 'fetched' with the commit for those of `data fetch`."""
+    from dynamics.data.fetched import read_record
+
+    home = folder / one.name
+    done = read_record(home)
+    if done is not None:
+        return f"fetched {done.commit[:8]}"
+    return "yes" if home.is_dir() and one.is_there(folder) else "no"
+
+
+def _checked(one: "Entry", folder: Path) -> str:
+    """What the files were compared with; UserError when they differ."""
+    from dynamics.data.fetched import compare_known, read_record, verify
+
+    home = one.home(folder)
+    if read_record(home) is not None:
+        done = verify(home)
+        return f"{len(done.files)} files are those fetched from {done.repository} at {done.commit[:12]}"
+    if known := compare_known(one, folder):
+        return f"{known} of {len(one.checksums)} files of the catalogue are there, and as they should be"
+    return "not compared with anything: they did not come by dynamics data fetch"
+
+
+def _seen(one: "Entry", folder: Path, on_bad_record: str, rows: int) -> dict[str, Any]:
+    if not one.is_there(folder):
+        get = f"dynamics data fetch {one.name} --data-dir {folder}"
+        raise UserError(f"{folder / one.name} has no files of {one.name}; run {get}; {one.offline(folder)}")
+    checked = _checked(one, folder)
+    look = _rows_seen if one.kind == "benchmark" else _records_seen
+    splits = {split: look(one, folder, split, on_bad_record, rows) for split in one.splits if one.found(folder, split)}
+    return {"entry": one.name, "folder": str(one.home(folder)), "licence": one.licence, "checked": checked,
+            "absent": [split for split in one.splits if split not in splits], "splits": splits}  # fmt: skip
+
+
+def _rows_seen(one: "Entry", folder: Path, split: str, on_bad_record: str, rows: int) -> dict[str, Any]:
+    """Of a benchmark: how many questions each file has; what they say is read by dynamics.eval.benchmarks."""
+    from dynamics.data.shapes import count_rows
+
+    del on_bad_record, rows
+    files = {path.name: count_rows(path) for path in one.found(folder, split)}
+    return {"files": files, "questions": sum(files.values())}
+
+
+def _records_seen(one: "Entry", folder: Path, split: str, on_bad_record: str, rows: int) -> dict[str, Any]:
+    from dynamics.data.sources import Rejected
+    from dynamics.pair import Pair
+
+    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    types: collections.Counter[str] = collections.Counter()
+    rejected: list[Rejected] = []
+    samples: list[dict[str, Any]] = []
+    paths = one.found(folder, split)
+    for ability, found in chain.from_iterable(_stream(one, path, on_bad_record) for path in paths):
+        if isinstance(found, Rejected):
+            rejected.append(found)
+            counts[ability]["rejected"] += 1
+            continue
+        counts[ability]["records"] += 1
+        if not isinstance(found, Pair):
+            types[found.type] += 1
+        if counts[ability]["records"] <= rows:
+            samples.append(found.to_dict())
+    reasons = collections.Counter(_kind(row.reason) for row in rejected)
+    return {
+        "files": [path.name for path in paths],
+        "records": sum(count["records"] for count in counts.values()),
+        "rejected": len(rejected),
+        "abilities": {name: {key: count[key] for key in ("records", "rejected")} for name, count in counts.items()},
+        "types": dict(types.most_common()),
+        "reasons": dict(reasons.most_common()),
+        "rejected_rows": [
+            {"file": row.file, "line": row.line, "reason": row.reason} for row in rejected[:_SHOWN_REJECTED]
+        ],
+        "samples": samples,
+    }
+
+
+def _stream(one: "Entry", path: Path, on_bad_record: Any) -> Iterator[tuple[str, "Record | Pair | Rejected"]]:
+    """(ability, row) of one file."""
+    from dynamics.data import shapes
+
+    if one.kind == "preferences":
+        for found in shapes.stream_pairs(path, on_bad_record=on_bad_record):
+            yield one.name, found
+    elif one.shape is not None:
+        ability = one.ability_of(path)
+        for found in shapes.stream(path, one.shape, ability=ability, on_bad_record=on_bad_record):
+            yield ability, found
+
+
+def _kind(reason: str) -> str:
+    """A reason without what differs from row to row."""
+    return re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'...'", reason.split(";")[0]))
+
+
+def _print_seen(one: "Entry", seen: dict[str, Any]) -> None:
+    print(f"{one.title}\n{seen['folder']}: {seen['checked']}\nlicence: {seen['licence']}")
+    for split, part in seen["splits"].items():
+        if one.kind == "benchmark":
+            print(f"\n{split}: {part['questions']:,} questions in {len(part['files'])} files")
+            continue
+        what = "pairs" if one.kind == "preferences" else "records"
+        print(f"\n{split}: {part['records']:,} {what}, {part['rejected']:,} rejected, {len(part['files'])} files")
+        for name, count in part["abilities"].items():
+            bad = f", {count['rejected']:,} rejected" if count["rejected"] else ""
+            print(f"  {name:18} {count['records']:>9,}{bad}")
+        kinds = ", ".join(f"{name or 'none'} {count:,}" for name, count in list(part["types"].items())[:12])
+        if len(part["types"]) > 1:
+            print(f"  types: {kinds}{', ...' if len(part['types']) > 12 else ''}")
+        for reason, count in part["reasons"].items():
+            print(f"  rejected {count:,}: {reason}")
+        for row in part["rejected_rows"][:3]:
+            print(f"    {row['file']}:{row['line']}: {row['reason']}")
+        for sample in part["samples"]:
+            _print_sample(sample)
+    if seen["absent"]:
+        print(f"\nnot there: {', '.join(seen['absent'])}")
+
+
+def _print_sample(sample: dict[str, Any]) -> None:
+    if "chosen" in sample:
+        turns = [*sample["chosen"][:-1], {"role": "chosen", "content": sample["chosen"][-1]["content"]},
+                 {"role": "rejected", "content": sample["rejected"][-1]["content"]}]  # fmt: skip
+    else:
+        turns = sample["messages"]
+    print(f"  - {sample.get('ability', '')} {sample['id']}".replace("-  ", "- "))
+    for turn in turns:
+        text = " ".join(turn["content"].split())
+        cut = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " ..."
+        print(f"      {turn['role']}: {cut}")
+
+
+class _Progress:
+    """A line on standard error now and then, none for what is quick."""
+
+    def __init__(self, what: str, *, interval: float = 5.0) -> None:
+        self._what = what
+        self._interval = interval
+        self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        from dynamics.data.catalogue import size_text
+
+        if time.monotonic() - self._last >= self._interval:
+            self._last = time.monotonic()
+            print(f"{self._what}: {done / max(total, 1):.0%} of {size_text(total)}", file=sys.stderr)
