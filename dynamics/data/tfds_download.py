@@ -28,11 +28,8 @@ def download(published: Published, dl_manager: Any, *, instructions: str) -> Pat
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"there are no manual files and HF_HUB_OFFLINE forbids to download them; {instructions}")
     try:
-        names = _names(published)
-        urls = {
-            name: hf_hub_url(published.repository, name, repo_type="dataset", revision=published.revision)
-            for name in names
-        }
+        names, revision = _names(published)
+        urls = {name: hf_hub_url(published.repository, name, repo_type="dataset", revision=revision) for name in names}
         paths = dl_manager.download(urls)
     except OSError as error:  # requests and httpx too
         reason = " ".join(str(error).split())[:300]
@@ -40,20 +37,24 @@ def download(published: Published, dl_manager: Any, *, instructions: str) -> Pat
     return _laid_out({name: Path(path) for name, path in paths.items()})
 
 
-def _names(published: Published) -> Sequence[str]:
-    """The files, with patterns and optional ones looked up; UserError when one of the others is not there."""
+def _names(published: Published) -> tuple[Sequence[str], str]:
+    """The files and the revision to take them at: with patterns, those of the commit that is looked up now.
+
+    UserError when a file is not there that is not optional.
+    """
     if not published.optional and not any("*" in name for name in published.files):
-        return published.files
+        return published.files, published.revision
     from huggingface_hub import HfApi
 
-    there = HfApi().list_repo_files(published.repository, repo_type="dataset", revision=published.revision)
-    names = []
+    info = HfApi().dataset_info(published.repository, revision=published.revision, files_metadata=True)
+    there = [file.rfilename for file in info.siblings or []]
+    names: list[str] = []
     for pattern in (*published.files, *published.optional):
         hits = fnmatch.filter(there, pattern)
         if not hits and pattern not in published.optional:
             raise UserError(f"{published.repository} has no file {pattern}; it has {', '.join(sorted(there)[:8])}")
         names += hits
-    return names
+    return names, info.sha or published.revision
 
 
 def _laid_out(paths: dict[str, Path]) -> Path:
