@@ -4,13 +4,18 @@ A reader returns None when it cannot read an answer out of the text, so that the
 (and, for choices, fall back to the letters' logits); a scorer then gives 0.
 
 Source of the protocols: the evaluation code of Song et al. 2023, "Dynamics of Instruction Tuning"; where ours reads an
-answer that theirs misreads, the docstring says so. Symbolic equivalence (x + 1 against 1 + x) is not attempted, as
-there: `math-verify` would do it at the price of sympy and an ANTLR runtime, and the references are almost all numbers.
+answer that theirs misreads, the docstring says so, and `dynamics.eval.published` reads as they do.
 """
 
 import re
 from collections.abc import Callable
-from fractions import Fraction
+
+from dynamics.math_answers import MULTIPLIER, NUMBER, is_number, same_value
+
+__all__ = [
+    "FALSE_WORDS", "TRUE_WORDS", "Scorer", "choice", "cloze", "exact", "is_number", "multi", "numeric", "read_choice",
+    "read_cloze", "read_final", "read_letters", "read_true_false", "same_value", "true_false",
+]  # fmt: skip
 
 Scorer = Callable[[str, str], float]
 
@@ -99,9 +104,6 @@ def multi(answer: str, reference: str) -> float:
 # --- final answers of worked problems -----------------------------------------------------------------------------
 
 _ANSWER_MARK = re.compile(r"答案|\banswer(?:\s+is\b|\s*:)", re.IGNORECASE)
-_MULTIPLIER = r"(?:[万亿百十半]|千(?![米克瓦]))"  # 3千 is 3000, 3千米 is 3 km
-_CHINESE_UNIT = r"(?:[\u4e00-\u9fff]+|[(（][\u4e00-\u9fff]+[)）])"
-_NUMBER = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+"
 
 
 def read_final(text: str) -> str | None:
@@ -152,7 +154,7 @@ def _last_dollars(text: str) -> str | None:
 
 def _bare_form(text: str) -> str | None:
     bare = text.rstrip("。.").replace("，", ",")
-    if re.fullmatch(r"-?\w+/\w+", bare) or re.fullmatch(rf"(?:{_NUMBER})(?:\s*,\s*(?:{_NUMBER}))*", bare):
+    if re.fullmatch(r"-?\w+/\w+", bare) or re.fullmatch(rf"(?:{NUMBER})(?:\s*,\s*(?:{NUMBER}))*", bare):
         return bare
     tight = bare.replace(" ", "")
     found = re.search(r"(?:sqrt\([^)]*\)|\[[^\]]*\]|\([^)]*\))$", tight)
@@ -169,81 +171,9 @@ def _after_equals(text: str) -> str | None:
 
 def _last_number(text: str) -> str | None:
     # Not \w: a Chinese unit may follow without a space (12元), but 12万 is another number.
-    end = rf"(?![A-Za-z0-9_]|{_MULTIPLIER}|[.,]\d)"
-    found = re.findall(rf"(-?\\[dt]?frac\{{[^{{}}]*\}}\{{[^{{}}]*\}}|{_NUMBER}){end}", text)
+    end = rf"(?![A-Za-z0-9_]|{MULTIPLIER}|[.,]\d)"
+    found = re.findall(rf"(-?\\[dt]?frac\{{[^{{}}]*\}}\{{[^{{}}]*\}}|{NUMBER}){end}", text)
     return found[-1] if found else None
-
-
-def same_value(one: str, other: str) -> bool:
-    r"""Whether two final answers are the same number, list of numbers, or expression up to how LaTeX writes it.
-
-    Numbers are compared as exact fractions (0.5, 1/2, \frac12, 50/100; 1,234 and 1234), lists in order and element
-    by element, everything else as normalised text. Chinese units are left out (12元 is 12, 3万 is not 3).
-
-    Source: the normalisations of `is_equiv` of the MATH data set (Hendrycks et al. 2021).
-    """
-    left, right = _normalise(one), _normalise(other)
-    if left == right:
-        return left != ""
-    values = _number(left), _number(right)
-    if values[0] is not None or values[1] is not None:
-        return values[0] == values[1]
-    parts = _split_list(left), _split_list(right)
-    if len(parts[0]) != len(parts[1]) or len(parts[0]) == 1:
-        return False
-    return all(same_value(a, b) for a, b in zip(*parts, strict=True))
-
-
-def _normalise(text: str) -> str:
-    text = text.strip().replace("，", ",").replace("−", "-").rstrip("。.")
-    text = re.sub(r"\\(?:left|right|!|,|;|:|quad)(?![A-Za-z])|\\[%$]|[%$°]|\^\s*\{?\\circ\}?", "", text)
-    text = re.sub(r"\\[td]frac", r"\\frac", text)
-    text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{\s*([A-Za-z ]*)\}\s*$", lambda m: _unit(text, m), text)
-    text = re.sub(r"^[A-Za-z]{1,2}\s*=\s*", "", text.strip())
-    text = re.sub(r"\s+", "", text)
-    text = re.sub(rf"^((?:{_NUMBER})(?:/\d+)?)(?!.*{_MULTIPLIER}){_CHINESE_UNIT}$", r"\1", text)
-    text = re.sub(r"sqrt\(([^()]*)\)", r"\\sqrt{\1}", re.sub(r"\\sqrt\(", "sqrt(", text))
-    text = re.sub(r"\\sqrt([^{\[\\])", r"\\sqrt{\1}", text)
-    text = re.sub(r"\\frac([^{\\])([^{\\])", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\frac\{([^{}]*)\}([^{\\])", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"^(-?)\.(\d)", r"\g<1>0.\2", text)
-    return re.sub(r"^(-?)(\d+)/(-?\d+)$", r"\1\\frac{\2}{\3}", text)
-
-
-def _unit(text: str, found: re.Match[str]) -> str:
-    """Units after a number go; text that is the whole answer stays."""
-    return "" if text[: found.start()].strip() else found.group(1)
-
-
-def _number(text: str) -> Fraction | None:
-    fraction = re.fullmatch(r"(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}", text)
-    if fraction:
-        sign, above, below = fraction.groups()
-        return None if int(below) == 0 else Fraction(int(above), int(below)) * (-1 if sign else 1)
-    if re.fullmatch(_NUMBER, text) or re.fullmatch(r"\+?\d+(?:\.\d+)?", text):
-        return Fraction(text.replace(",", ""))
-    return None
-
-
-def is_number(text: str) -> bool:
-    r"""Whether a final answer is one number: 7, -0.5, 1,234, 1/2, \\frac{1}{2}, 50%."""
-    return _number(_normalise(text)) is not None
-
-
-def _split_list(text: str) -> list[str]:
-    """The elements of a comma list, brackets of the whole kept as part of the first and last element."""
-    parts, depth = [""], 0
-    for i, letter in enumerate(text):
-        inner = 0 < i < len(text) - 1
-        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(letter, 0) if inner else 0
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    if len(parts) > 1 and parts[0][:1] in ("(", "[") and parts[-1][-1:] in (")", "]"):
-        kind = parts[0][0] + parts[-1][-1]  # an open interval is not a closed one
-        return [kind, parts[0][1:], *parts[1:-1], parts[-1][:-1]]
-    return parts
 
 
 def numeric(answer: str, reference: str) -> float:
