@@ -242,6 +242,7 @@ def _entries(
         began, earlier = time.monotonic(), _earlier(test, found)
         seconds = sum(line.get("seconds", 0.0) for line in found.values() if _of(line, test))
         given = dict(earlier)
+        write([_line(test, answer, 0.0) for answer in _never_asked(test, found)])
         report(done + len(given), total)
         if len(given) < len(test.asked):
             for batch in answers(
@@ -264,6 +265,13 @@ def _entries(
 
 def _of(line: Mapping[str, Any], test: PreparedTest) -> bool:
     return (line["benchmark"], line["shots"]) == (test.benchmark, test.shots)
+
+
+def _never_asked(test: PreparedTest, found: Mapping[Key, dict[str, Any]]) -> list[Answer]:
+    """Questions that are too long and have no line yet."""
+    places = set(range(len(test.questions))).difference(test.asked)
+    questions = [test.questions[place] for place in sorted(places)]
+    return [Answer(question=one, option=None) for one in questions if (test.benchmark, test.shots, one.id) not in found]
 
 
 def _earlier(test: PreparedTest, found: Mapping[Key, dict[str, Any]]) -> dict[int, Answer]:
