@@ -16,6 +16,7 @@ from dynamics.errors import UserError
 from dynamics.eval.benchmarks import AgiEval, Cmmlu
 from dynamics.study.cell import Training, choose, plan_run
 from dynamics.study.choice import rule_text
+from dynamics.study.coordinator import keep_programs
 from dynamics.study.course import plan_course
 from dynamics.study.execution import run_study
 from dynamics.study.folder import CellFolder, read_json
@@ -34,9 +35,9 @@ STEPS = {10: 15, 40: 15, 160: 45, 640: 150, 2560: 600, 10_000: 2355}  # in 15 ep
 SOURCE = DoitRehearsal(scale=500, valid_items=1, test_items=1, corpus_documents=160)
 FEW = {"few": 1, "capped": (("creative_writing", 2),)}
 DOIT_RUN = changed(
-    RUN, source=SOURCE, vocab_size=700, volume=2, batch=Batch(documents=8, rows=8, length=512), over_long="truncate",
+    RUN, source=SOURCE, vocab_size=700, volume=2, batch=Batch(documents=8, rows=8, length=128), over_long="truncate",
     budget=Budget(epochs=3), evaluate_at=(), choose_after=1.0, base=None, checkpoint_every=1,
-    evaluation=dataclasses.replace(RUN.evaluation, max_new_tokens=2, row_length=512, batch_tokens=8192, batch_size=64),
+    evaluation=dataclasses.replace(RUN.evaluation, max_new_tokens=2, max_length=256, row_length=256, batch_tokens=4096),
 )  # fmt: skip
 
 
@@ -51,6 +52,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workspace(cache):
+    keep_programs(cache)  # each cell builds its step anew
     return Workspace(cache)
 
 
@@ -134,8 +136,9 @@ def test_the_best_is_looked_for_after_the_fifth_epoch_and_is_the_last_where_none
     assert rule_text("last", 5) == "last step"
 
 
+TASKS = ("world_history",)
 BENCHMARKS = (
-    Cmmlu(data_dir="{data_dir}/cmmlu", shots=(0, 1), limit=1, letters="answer"),
+    Cmmlu(data_dir="{data_dir}/cmmlu", shots=(0, 1), tasks=TASKS, limit=3, letters="answer"),
     AgiEval(data_dir="{data_dir}/agieval", shots=(0,), limit=1, letters="answer"),
 )
 TESTED = changed(DOIT_RUN, benchmarks=BENCHMARKS, benchmark_at=(1 / 3, 1.0))
@@ -216,7 +219,8 @@ def test_a_recipe_gives_volumes_from_the_counts_and_heads_that_no_seed_changes(w
     assert cell_id(run) != cell_id(changed(run, recipe=Maximum(**FEW)))
 
 
-def test_a_union_of_parts_and_recipes_is_run_by_workers_and_shares_what_it_can(cache, tmp_path):
+@pytest.mark.parametrize("way", ["singles", pytest.param("workers", marks=pytest.mark.slow)])
+def test_a_union_of_parts_and_recipes_is_one_study_on_one_tokenizer(cache, tmp_path, way):
     quick = {"evaluate_at": (1.0,), "choose_after": 0.0, "budget": Budget(epochs=1), "checkpoint_every": 0}
     study = Study(
         name="union",
@@ -229,7 +233,7 @@ def test_a_union_of_parts_and_recipes_is_run_by_workers_and_shares_what_it_can(c
             Study(name="maximum", run=part_of("mixed", recipe=Maximum(**FEW, synthetic=9), **quick)),
         ),
     )
-    done = run_study(study, tmp_path, way="workers", workers=1, cache=cache)
+    done = run_study(study, tmp_path, way=way, workers=1, cache=cache)
     assert (done.cells, done.ran, done.failed) == (5, 5, {})
     assert study_status(tmp_path).count("done") == 5
     coords = [scores["coords"] for scores in load_results(tmp_path)]
