@@ -209,28 +209,28 @@ def _first_line(error: Exception) -> str:
 
 
 def _counting(report: Progress, total: int) -> type:
-    """A class that huggingface_hub takes for tqdm's and that only counts bytes."""
+    """A bar for huggingface_hub that shows nothing and counts bytes as they are written."""
+    from tqdm.auto import tqdm
+
     done = 0
 
-    class Bar:
-        def __init__(self, *_: Any, **settings: Any) -> None:
-            self.total = settings.get("total")
+    class Bar(tqdm):
+        def __init__(self, *given: Any, **settings: Any) -> None:
+            super().__init__(*given, **{**settings, "disable": True})
             self.update(settings.get("initial") or 0)
 
-        def update(self, count: int | float | None = 1) -> None:
+        def update(self, n: int | float | None = 1) -> None:
             nonlocal done
-            done += int(count or 0)
+            done += int(n or 0)
             report(min(done, total), total)
 
-        def __enter__(self) -> "Bar":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            return None
+        def update_transfer(self, n: int | float | None = 1) -> None:
+            """Bytes from the network, which are those that are written, counted another time."""
 
         def __getattr__(self, name: str) -> Callable[..., None]:
-            if name.startswith("_") or name == "update_transfer":
-                raise AttributeError(name)
-            return lambda *_, **__: None
+            # The client's versions differ in what else they tell a bar; a download must not fail of that.
+            if name.startswith("set_"):
+                return lambda *given, **settings: None
+            raise AttributeError(name)
 
     return Bar

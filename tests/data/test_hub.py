@@ -9,6 +9,7 @@ import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ from dynamics.data import shapes
 from dynamics.data.catalogue import CATALOGUE, entry
 from dynamics.data.entry import Entry
 from dynamics.data.fetched import compare_known
-from dynamics.data.hub import fetch, verify
+from dynamics.data.hub import _counting, fetch, verify
 from dynamics.errors import UserError
 from tests.data.fake_hub import COMMIT, FakeHub, serving
 
@@ -89,6 +90,29 @@ def test_a_connection_that_breaks_off_goes_on_where_it_was(
     fetch(set_(), tmp_path)
     assert (tmp_path / "set/data/train.jsonl").read_bytes() == ROWS
     assert hub.ranges == [f"bytes={len(ROWS) // 2 // 1024 * 1024}-"]
+
+
+def test_bytes_are_counted_once_however_the_hub_sends_them():
+    """Large files come in chunks through hf_xet, whose reporter drives the bar in its own way."""
+    from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
+
+    seen: list[tuple[int, int]] = []
+    bar = _counting(lambda done, total: seen.append((done, total)), 30)
+    with XetDownloadProgressReporter(reconstruction_desc="a", total=30, log_level=30, tqdm_class=bar) as reporter:
+        for done in (10, 30):
+            reporter.update_progress(
+                SimpleNamespace(
+                    total_bytes_completed=done,
+                    total_transfer_bytes_completed=done,
+                    total_bytes=30,
+                    total_transfer_bytes=30,
+                    total_bytes_completion_rate=None,
+                    total_transfer_bytes_completion_rate=None,
+                )
+            )
+    assert seen[-1] == (30, 30)
+    assert (10, 30) in seen
+    assert all(done in (0, 10, 30) for done, _ in seen)
 
 
 def test_an_interrupted_fetch_goes_on_with_the_next_file(hub: FakeHub, tmp_path: Path):
