@@ -6,9 +6,12 @@ Rows: workers read pieces of the files; what concerns a whole file or a whole sp
 the number of a row, its shard) is settled by grouping, never by the order in which elements arrive.
 """
 
+import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam  # pyright: ignore[reportMissingImports]  # the extra `beam`, in an environment of its own
@@ -16,9 +19,95 @@ from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.core.utils import shard_utils
 
 from dynamics.data.inputs import Input, Parsed, ReadPiece, Row, pieces, read_piece, rejected, repeated
+from dynamics.data.preparation import Item, Work, prepare
+from dynamics.data.store import DOCUMENTS_PER_SHARD, TokenStore
+from dynamics.data.tokenizer import Tokenizer
 
 _SHARD = 1 << 40  # far more rows than a shard ever has, and room for 2^23 shards
 _Place = tuple[int, int, int]  # file of the split, piece of the file, line of the piece
+
+
+def prepare_tokens(
+    folder: str | Path,
+    items: Iterable[Item],
+    work: Work,
+    *,
+    tokenizer: Tokenizer,
+    manifest: dict[str, Any],
+    shares: int,
+    runner: Any = None,
+    options: Any = None,
+    items_per_part: int = DOCUMENTS_PER_SHARD,
+    notes: Callable[[], dict[str, dict[str, int]]] = dict,
+) -> None:
+    """`dynamics.data.preparation.prepare` over a Beam runner, as so many shares: the same bytes in `folder`.
+
+    `folder` and what `items` reads must be the same files for every worker, and `items` must pickle: TrainRecords of
+    a source does. A worker reads all of the source and encodes its share. Finished parts are kept, so that a run after
+    an interruption makes what is missing. This process completes the store, and asks `notes`.
+    """
+    job = _Shares(
+        folder=str(folder),
+        items=items,
+        work=work,
+        tokenizer=tokenizer.model,
+        specials=tuple(tokenizer.specials),
+        manifest=manifest,
+        shares=shares,
+        items_per_part=items_per_part,
+    )
+    if not (Path(folder) / "manifest.json").is_file():
+        with beam.Pipeline(runner=runner, options=options) as pipeline:
+            _ = pipeline | beam.Create(range(shares)) | beam.Reshuffle() | beam.Map(_make_share, job)
+        prepare(
+            folder,
+            items,
+            work,
+            tokenizer=tokenizer,
+            manifest=manifest,
+            items_per_part=items_per_part,
+            notes=notes,
+        )
+    TokenStore.open(folder, manifest=manifest)  # refuses one of other settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shares:
+    """What a worker needs to make its share of the parts."""
+
+    folder: str
+    items: Iterable[Item]
+    work: Work
+    tokenizer: bytes
+    specials: tuple[str, ...]
+    manifest: dict[str, Any]
+    shares: int
+    items_per_part: int
+
+
+class _LeftToTheCaller(Exception):
+    """The parts of a share are there."""
+
+
+@contextlib.contextmanager
+def _leave() -> Iterator[None]:
+    """Workers do not complete a store: two could at once."""
+    raise _LeftToTheCaller
+    yield
+
+
+def _make_share(number: int, job: _Shares) -> None:
+    with contextlib.suppress(_LeftToTheCaller):
+        prepare(
+            job.folder,
+            job.items,
+            job.work,
+            tokenizer=Tokenizer.from_bytes(job.tokenizer, specials=job.specials),
+            manifest=job.manifest,
+            share=(number, job.shares),
+            items_per_part=job.items_per_part,
+            completing=_leave,
+        )
 
 
 class Rows(beam.PTransform):

@@ -2,13 +2,20 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
+import dynamics.tfds_datasets  # noqa: F401  # registers jsonl_folder
+from dynamics.data.mixture import slice_ids
+from dynamics.data.recipes import Maximum
 from dynamics.data.seqio_tasks import example_of, from_seqio, register, seqio_vocabulary
 from dynamics.data.sources import Files
 from dynamics.data.template import DOIT, TEMPLATES, encode
+from dynamics.data.tfds_base import Config
+from dynamics.data.tfds_builders import TfdsRecords
 from dynamics.data.tokenizer import SPECIALS, Tokenizer, train_tokenizer
 from dynamics.errors import UserError
 from dynamics.record import Record, RecordError, Turn, parse_record
@@ -85,6 +92,36 @@ def test_the_mixture_draws_abilities_by_their_number_of_records(seqio, decoder, 
     drawn = examples(seqio, decoder, num_epochs=None, seed=0, stop=60)
     math = {tuple(encode(DOIT, tokenizer, one.messages).tokens.tolist()) for one in RECORDS["math"]}
     assert 8 < sum(tuple(example["targets"].tolist()) in math for example in drawn) < 32  # a third of them
+
+
+def test_a_recipe_gives_the_rates_and_the_records_of_the_train_split(seqio, source, tokenizer):
+    few = Maximum(few=2, few_of=("code",), capped=())
+    name = register(source, prefix="ours_few", tokenizer=tokenizer, template=DOIT, recipe=few)
+    mixture = seqio.get_mixture_or_task(name)
+    assert {task.name: mixture.get_rate(task) for task in mixture.tasks} == {"ours_few_code": 2, "ours_few_math": 3}
+    heads = [one["targets_pretokenized"].decode() for one in examples(seqio, "ours_few_code")]
+    assert heads == [one.messages[-1].content for one in RECORDS["code"][:2]]
+    assert len(examples(seqio, "ours_few_code", split="test")) == 1
+    hashed = replace(few, take="hash")
+    register(source, prefix="ours_hash", tokenizer=tokenizer, template=DOIT, recipe=hashed, seed=3)
+    taken = {one["targets_pretokenized"].decode() for one in examples(seqio, "ours_hash_code")}
+    ids = slice_ids([one.id for one in RECORDS["code"]], 2, seed=3, ability="code")
+    assert taken == {one.messages[-1].content for one in RECORDS["code"] if one.id in ids}
+
+
+def test_tasks_on_a_data_set_that_tfds_prepared(seqio, source, tokenizer, decoder, tmp_path):
+    builder = tfds.builder("jsonl_folder", config=Config(name="seqio", folder=source.data_dir), data_dir=tmp_path)
+    builder.download_and_prepare()
+    prepared = TfdsRecords(data_dir=builder.data_dir)
+    register(prepared, prefix="on_tfds", tokenizer=tokenizer, template=DOIT)
+    for task in ("code", "math"):
+        for one, other in zip(examples(seqio, f"on_tfds_{task}"), examples(seqio, f"ours_{task}"), strict=True):
+            np.testing.assert_array_equal(one["targets"], other["targets"])
+    assert seqio.get_mixture_or_task("on_tfds_math").num_input_examples("train") == 3
+    # Why they do not go through TfdsDataSource: tfds reads ArrayRecord by index only.
+    theirs = seqio.TfdsDataSource("jsonl_folder/seqio:1.0.0", tfds_data_dir=str(tmp_path), splits=["train"])
+    with pytest.raises(NotImplementedError, match="not implemented for ArrayRecord"):
+        theirs.get_dataset("train", shuffle=False)
 
 
 def test_seqio_can_pack_our_prefix_view_with_its_own_converter(seqio, source, tokenizer):
