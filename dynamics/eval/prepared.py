@@ -7,7 +7,6 @@ worker that trains many models on one source prepares its items once.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -169,22 +168,6 @@ def answer_letter_ids(
             )
         ids[first] = letter
     return np.asarray(list(ids), np.int32)
-
-
-def letter_ids(
-    letters: Sequence[str], tokenizer: Tokenizer, template: Template, kind: Literal["bare", "answer"]
-) -> Int32[np.ndarray, " letters"]:
-    """The ids whose logits stand for option letters: "answer" as answers of the template begin, "bare" the piece 'A'.
-
-    In LLaMA's vocabulary they are two: '▁A' (319), which DoIT trains answers to begin with and which its test reads,
-    and 'A' (29909), which its scripts for CMMLU and AGIEval read. In a byte-level vocabulary both are 'A' where the
-    answer follows a special token or a newline, and differ ('ĠA') where it follows text on the same line.
-
-    Raises UserError when a piece does not exist or two letters begin alike.
-    """
-    if kind == "answer":
-        return answer_letter_ids(letters, tokenizer, template)
-    return np.asarray([tokenizer.bare_piece_id(letter) for letter in letters], np.int32)
 
 
 def _stop_ids(tokenizer: Tokenizer, template: Template) -> frozenset[int]:

@@ -8,7 +8,8 @@ import pytest
 from dynamics.data.template import DOIT, encode
 from dynamics.data.tokenizer import Tokenizer
 from dynamics.errors import UserError
-from dynamics.eval.prepared import answer_letter_ids, letter_ids, prepare
+from dynamics.eval.benchmark_eval import letter_ids_of
+from dynamics.eval.prepared import answer_letter_ids, prepare
 from dynamics.eval.settings import Evaluation
 
 from .conftest import record, record_of_format_1
@@ -48,18 +49,18 @@ def test_letters_are_read_as_answers_are_trained(tokenizer):
 
 
 def test_letters_can_be_read_as_bare_pieces(tokenizer):
-    bare = letter_ids("ABCD", tokenizer, DOIT, "bare").tolist()
+    bare = letter_ids_of("bare", "ABCD", tokenizer, DOIT).tolist()
     assert bare == [tokenizer.bare_piece_id(letter) for letter in "ABCD"]
-    assert letter_ids("ABCD", tokenizer, DOIT, "answer").tolist() != bare
+    assert letter_ids_of("answer", "ABCD", tokenizer, DOIT).tolist() != bare
     with pytest.raises(UserError, match=r"no piece '甲' without a leading space"):
-        letter_ids("甲", tokenizer, DOIT, "bare")
+        letter_ids_of("bare", "甲", tokenizer, DOIT)
 
 
 @pytest.mark.shared_data
 def test_the_letters_of_the_published_tokenizer_are_the_published_ids(shared_data):
     tokenizer = Tokenizer.load(shared_data / "doit/chinese_llama_plus_tokenizer.model")
-    assert letter_ids("ABCD", tokenizer, DOIT, "answer").tolist() == [319, 350, 315, 360]
-    assert letter_ids("ABCD", tokenizer, DOIT, "bare").tolist() == [29909, 29933, 29907, 29928]
+    assert letter_ids_of("answer", "ABCD", tokenizer, DOIT).tolist() == [319, 350, 315, 360]
+    assert letter_ids_of("bare", "ABCD", tokenizer, DOIT).tolist() == [29909, 29933, 29907, 29928]
 
 
 def test_published_settings_cut_texts_and_ask_as_long_as_a_prompt_fits(tokenizer):
