@@ -68,8 +68,8 @@ def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, for machines")
 
 
-def _config(parser: argparse.ArgumentParser, kind: str) -> None:
-    parser.add_argument("config", help=f"a Python file with a function {kind}(), such as configs/practice.py")
+def _config(parser: argparse.ArgumentParser, kind: str, *, also: str = "") -> None:
+    parser.add_argument("config", help=f"a Python file with a function {kind}(), such as configs/practice.py{also}")
     parser.add_argument("--data-dir", help="folder of the records, where the config reads files")
     parser.add_argument(
         "--on-bad-record",
@@ -158,7 +158,7 @@ def _catalogue_commands(group: _Commands) -> None:
         "what a data set of the list holds: files, records, types, what is rejected and why, sample rows.",
         "dynamics data show configs/practice.py --rows 2\n  dynamics data show conifer --data-dir data --rows 1",
     )  # fmt: skip
-    _config(show, "study")
+    _config(show, "study", also=", or a name of dynamics data list")
     show.add_argument("--rows", type=int, default=1, help="samples for each ability (default: 1)")
     _json(show)
 

@@ -177,7 +177,7 @@ CATALOGUE: tuple[Entry, ...] = (
         certainty=_certain(num_records="memory", num_bytes="memory"),
         note="Users' texts and ChatGPT's replies: whether the card's licence holds is disputed. Conversations that "
         "begin with the assistant, or end with the user, are rejected and counted. One JSON list: reading it takes "
-        "about three times its size in memory.",
+        "about five times its size in memory.",
     ),
     Entry(
         name="belle",

@@ -205,7 +205,8 @@ def _unreachable(error: Exception, entry: Entry, home: Path, endpoint: str) -> s
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line if len(line) <= 160 else line[:157] + "..."
 
 
 def _counting(report: Progress, total: int) -> type:

@@ -50,6 +50,16 @@ class Shape:
     fields: str
     row: Callable[[dict[str, Any], str], Row]
 
+    def record(self, data: object, *, where: str, ability: str, source: str | None = None) -> Record:
+        """The record that a decoded row stands for; RecordError with the field under its published name."""
+        if not isinstance(data, dict):
+            return parse_record(data, where=where)  # which refuses it
+        row, names = self.row(data, where)
+        try:
+            return parse_record(row, where=where, ability=ability, source=source)
+        except RecordError as error:
+            raise _renamed(error, names) from None
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedPairs:
@@ -79,16 +89,11 @@ def stream(
 ) -> Iterator[Record | Rejected]:
     """The same one by one, in file order, so that memory holds a row and the ids of those before."""
 
-    def parse(data: Any, where: str) -> Record:
-        if not isinstance(data, dict):
-            return parse_record(data, where=where)  # which refuses it
-        row, names = shape.row(data, where)
-        try:
-            return parse_record(row, where=where, ability=ability, source=source)
-        except RecordError as error:
-            raise _renamed(error, names) from None
-
-    return _parsed(Path(path), parse, on_bad_record)
+    return _parsed(
+        Path(path),
+        lambda data, where: shape.record(data, where=where, ability=ability, source=source),
+        on_bad_record,
+    )
 
 
 def read_pairs(path: str | Path, *, source: str | None = None, on_bad_record: OnBadRecord = "skip") -> LoadedPairs:

@@ -26,6 +26,7 @@ class FakeHub:
     cut: set[str] = field(default_factory=set)
     failing: set[str] = field(default_factory=set)
     asked: Counter = field(default_factory=Counter)
+    gated: bool = False
     ranges: list[str] = field(default_factory=list)
     url: str = ""
 
@@ -74,6 +75,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._file(path.removeprefix("/cdn/"), body)
         api, page = f"/api/datasets/{hub.repository}", f"/datasets/{hub.repository}/resolve/"
         if path == api or path.startswith(api + "/revision/"):
+            if hub.gated:
+                return self._error("GatedRepo", "Access to this dataset is restricted", status=403)
             revision = path.removeprefix(api).removeprefix("/revision/") or "main"
             if revision not in ("main", COMMIT):
                 return self._error("RevisionNotFound", f"Invalid rev id: {revision}")
@@ -114,8 +117,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._send(206, data[start:], headers, body)
         return self._send(200, data, headers, body)
 
-    def _error(self, code: str, message: str) -> None:
-        self._send(404, b"{}", {"X-Error-Code": code, "X-Error-Message": message}, self.command == "GET")
+    def _error(self, code: str, message: str, status: int = 404) -> None:
+        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": message}, self.command == "GET")
 
     def _send(self, status: int, data: bytes, headers: dict[str, str], body: bool, only: int | None = None) -> None:
         self.send_response(status)

@@ -183,6 +183,14 @@ def test_an_unknown_repository_and_an_unknown_revision(hub: FakeHub, tmp_path: P
         fetch(set_(), tmp_path, revision="v9")
 
 
+def test_a_repository_that_asks_for_consent_says_where_to_give_it(hub: FakeHub, tmp_path: Path):
+    hub.gated = True
+    with pytest.raises(
+        UserError, match=r"/datasets/owner/set asks for consent: accept its terms there, then run hf auth"
+    ):
+        fetch(set_(), tmp_path)
+
+
 def test_a_repository_without_the_wanted_files_says_what_it_has(hub: FakeHub, tmp_path: Path):
     with pytest.raises(UserError, match=r"no file that fits parquet/\*; it has README\.md, data/train\.jsonl"):
         fetch(set_(files=("parquet/*",)), tmp_path)
