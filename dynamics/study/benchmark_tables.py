@@ -37,7 +37,7 @@ class BenchmarkRow:
     params: int
     records: int
     benchmark: str
-    shots: int
+    shots: int | None  # examples before the question; None where the benchmark has no such setting
     letters: str  # how the answer is read: the token of the bare letter, or of the letter after its lead-in
     reading: int  # readings of the run that came after this one; 0 is the last
     epoch: float
@@ -54,7 +54,7 @@ class BenchmarkRow:
 
     @property
     def title(self) -> str:
-        return f"{self.benchmark} {self.shots}-shot"
+        return self.benchmark if self.shots is None else f"{self.benchmark} {self.shots}-shot"
 
 
 def benchmark_rows(results: Sequence[Result], *, bootstrap: Bootstrap | None = None) -> list[BenchmarkRow]:
@@ -73,8 +73,8 @@ def benchmark_rows(results: Sequence[Result], *, bootstrap: Bootstrap | None = N
     return sorted(
         rows,
         key=lambda row: (
-            row.benchmark, row.shots, row.letters, row.params, ranks.get(row.mixture, len(ranks)), row.records,
-            row.mixture, -row.reading,
+            row.benchmark, -1 if row.shots is None else row.shots, row.letters, row.params,
+            ranks.get(row.mixture, len(ranks)), row.records, row.mixture, -row.reading,
         ),
     )  # fmt: skip
 
@@ -151,7 +151,7 @@ def _rows(
                 chance_micro=float(entries[0]["chance_micro"]),
                 macro_difference=differs["macro"],
                 micro_difference=differs["micro"],
-                published=published(label, benchmark, shots, epoch),
+                published=published(label, records, benchmark, shots, epoch),
             )
         )
     return rows

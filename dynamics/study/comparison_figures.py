@@ -116,7 +116,7 @@ def benchmark_figure(rows: Sequence[BenchmarkRow]) -> Figure:
     ranked = sorted(last, key=lambda row: row.params)
     name_of = _row_names(last)
     names = list(dict.fromkeys(name_of[row.size, row.mixture, row.records] for row in ranked))[::-1]
-    panels_of: dict[tuple[str, int, str], list[BenchmarkRow]] = {}
+    panels_of: dict[tuple[str, int | None, str], list[BenchmarkRow]] = {}
     for row in last:
         panels_of.setdefault((row.benchmark, row.shots, row.letters), []).append(row)
     two_kinds = len({key[:2] for key in panels_of}) < len(panels_of)

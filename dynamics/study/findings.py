@@ -15,7 +15,7 @@ from dynamics.study.contrast import Contrast, Exchange
 from dynamics.study.curves import MEANS, OUT_OF_DOMAIN, OVERALL, Growth
 from dynamics.study.exchange import Ratio
 from dynamics.study.mixtures import Mixtures
-from dynamics.study.points import Interval
+from dynamics.study.points import ROUNDING, Interval
 from dynamics.study.sensitivity import FALSE_DISCOVERIES, Transfer
 
 NOT_MEASURED = "Not measured here"
@@ -87,16 +87,8 @@ def _sources(compared: Sequence[Contrast], mixtures: Mixtures | None, benchmarks
 
 def contrast_lines(contrast: Contrast) -> list[str]:
     """Gap, rate of exchange, and whether the other source's curve turns down."""
-    return [
-        line
-        for line in (
-            _gap_line(contrast),
-            _ability_gaps_line(contrast),
-            *_exchange_lines(contrast),
-            _late_line(contrast),
-        )
-        if line
-    ]
+    gaps = (_gap_line(contrast), _ability_gaps_line(contrast), _base_line(contrast))
+    return [line for line in (*gaps, *_exchange_lines(contrast), _late_line(contrast)) if line]
 
 
 def _gap_line(contrast: Contrast) -> str:
@@ -119,6 +111,21 @@ def _ability_gaps_line(contrast: Contrast) -> str:
     each = {name: gap for name, gap in contrast.mean_gaps.items() if name not in MEANS}
     said = _sorted_out(each, f"clearly ahead with {contrast.human} data", f"clearly ahead with {contrast.other} data")
     return said.strip()
+
+
+def _base_line(contrast: Contrast) -> str:
+    """A warning where the two sources do not start from the same model."""
+    differ = {
+        size for (_, size, total), gap in contrast.gaps.items() if total == 0 and abs(gap.value) > ROUNDING
+    }  # fmt: skip
+    apart = [size for size in contrast.sizes if size in differ]
+    if not apart:
+        return ""
+    gaps = ", ".join(f"{size} {words.points(contrast.gaps[OVERALL, size, 0])}" for size in apart)
+    return (
+        f"Before tuning the two already differ ({gaps} points): they start from different base models, and a part of "
+        "every gap is theirs."
+    )
 
 
 def _against(item: Interval, other: str) -> str:

@@ -20,7 +20,11 @@ def load_results(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def rows(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One flat row for each cell, split and ability: coordinates, score, chance, loss in nats a token, counts."""
+    """One flat row for each cell, split and ability: coordinates, score, chance, loss in nats a token, counts.
+
+    Benchmarks follow the abilities of a cell, in rows of the split "benchmark": the score is the mean over tasks, and
+    steps and epochs are those of the reading.
+    """
     for cell in results:
         for split in ("valid", "test"):
             for ability, scored in cell[split].items():
@@ -39,6 +43,22 @@ def rows(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                     "epochs": cell["run"]["epochs"],
                     "tokens": cell["run"]["tokens"],
                 }
+        for entry in cell.get("benchmarks") or ():
+            shots = "" if entry["shots"] is None else f" {entry['shots']}-shot"
+            yield {
+                "cell": cell["cell"],
+                **cell["coords"],
+                "split": "benchmark",
+                "ability": f"{entry['benchmark']}{shots}",
+                "score": entry["macro"],
+                "chance": entry["chance_macro"],
+                "loss": None,
+                "items": entry["num_items"],
+                "unparsed": 0,
+                "steps": entry["step"],
+                "epochs": entry["epoch"],
+                "tokens": None,
+            }
 
 
 def export(results: Sequence[dict[str, Any]], path: str | Path) -> Path:

@@ -81,6 +81,13 @@ def test_volumes_that_differ_by_a_few_records_stand_at_one_place():
     assert found.shared == (10, 40, 160, 640)
 
 
+def test_two_base_models_are_told_and_one_is_not(contrast):
+    told = "they start from different base models"
+    assert told not in " ".join(contrast_lines(contrast))
+    (apart,) = contrasts(two_sources(seed=4, gap=0.05), bootstrap=FEW)
+    assert told in " ".join(contrast_lines(apart))
+
+
 # ---------------------------------------------------------------- rate of exchange
 
 

@@ -9,7 +9,7 @@ from dynamics.study.benchmark_tables import benchmark_rows
 from dynamics.study.curves import OVERALL, Bootstrap, analyze
 from dynamics.study.findings import benchmark_lines, mixture_lines
 from dynamics.study.mixtures import BASELINE
-from dynamics.study.published import PUBLISHED, published
+from dynamics.study.published import PUBLISHED, RECORDS, published
 
 from .paper_results import BENCHMARKS, FLAT, benchmark_entry, make_paper_results
 from .synthetic_results import make_results
@@ -187,8 +187,9 @@ def test_published_scores_stand_beside_the_same_mixture_examples_and_epoch(rows)
     (row,) = of(rows, mixture="maximum", benchmark="agieval", shots=0, epoch=15)
     assert row.published == 0.3885
     assert sum(len(each) for each in PUBLISHED.values()) * 3 == 60
-    assert published("maximum", "ceval", 0, 15) is None
-    assert published("curated", "cmmlu", 0, 15) is None
+    assert published("maximum", 39_618, "ceval", 0, 15) is None
+    assert published("curated", 10_000, "cmmlu", 0, 15) is None
+    assert published("mix-2560", 5_026, "cmmlu", 0, 15) is None  # of that name in a rehearsal: another mixture
 
 
 @pytest.mark.shared_data
@@ -197,5 +198,5 @@ def test_the_published_table_is_that_of_the_stored_reading(shared_data):
     assert len(lines) == 60
     for line in lines:
         mixture, _, benchmark, shots, epoch, score = line.split(",")
-        found = published(mixture, benchmark.lower(), int(shots), float(epoch))
+        found = published(mixture, RECORDS[mixture], benchmark.lower(), int(shots), float(epoch))
         assert found == pytest.approx(float(score) / 100)

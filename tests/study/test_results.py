@@ -50,6 +50,22 @@ def test_flat_rows_hold_means_and_loss_per_token(folder):
     assert (row["score"], row["chance"], row["loss"], row["items"], row["unparsed"]) == (0.5, 0.25, 2.0, 2, 1)
 
 
+def test_benchmarks_have_rows_of_their_own_with_the_step_they_were_read_at(folder):
+    (cell, *_) = load_results(folder)
+    entry = {
+        "benchmark": "cmmlu",
+        "shots": 5,
+        "macro": 0.3,
+        "chance_macro": 0.25,
+        "num_items": 12,
+        "step": 2,
+        "epoch": 1.0,
+    }
+    (row,) = [row for row in rows([{**cell, "benchmarks": [entry]}]) if row["split"] == "benchmark"]
+    assert (row["ability"], row["score"], row["items"], row["steps"]) == ("cmmlu 5-shot", 0.3, 12, 2)
+    assert set(row) == set(next(rows([cell])))
+
+
 def test_the_export_is_one_json_object_a_line(folder):
     path = export(load_results(folder), folder / "results.jsonl")
     assert [json.loads(line)["cell"] for line in path.read_text().splitlines()] == ["cell2"] * 2 + ["cell0"] * 2
