@@ -1,5 +1,6 @@
 """Every file in configs/ builds, survives JSON, names its cells, and says in its docstring how to run it."""
 
+import argparse
 import ast
 import dataclasses
 import json
@@ -8,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from dynamics import config
+from dynamics.cli import main
+from dynamics.cli.options import load_study
 from dynamics.errors import UserError
 from dynamics.model.llama import LlamaConfig
 from dynamics.record import ABILITY_NAMES
 from dynamics.study.execution import run_study
 from dynamics.study.grid import Study
 from dynamics.study.results import load_results
-from dynamics.study.run import Budget, Run
+from dynamics.study.run import Budget, Run, benchmarks_of
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
 FILES = sorted(FOLDER.glob("**/*.py"))
@@ -59,6 +62,66 @@ def test_the_full_study_shares_its_base_models_with_the_short_one():
     short, full = (config.load(FOLDER / f"{name}.py", function="study") for name in ("practice", "practice_full"))
     assert short.run.base == full.run.base
     assert short.run.source == full.run.source
+
+
+def doit(name):
+    return config.load(FOLDER / "doit" / f"{name}.py", function="study")
+
+
+def planned(name, tmp_path, monkeypatch, capsys, *options):
+    """The plan of one of the paper's studies where its data are not."""
+    monkeypatch.setenv("DYNAMICS_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    path = str(FOLDER / "doit" / f"{name}.py")
+    assert main(["plan", path, "--topology", "v5p:4x4x4", "--estimate", "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_papers_grids_have_its_sizes_volumes_and_three_seeds():
+    cells = {name: len(doit(name).runs()) for name in ("curated", "synthetic", "mixtures", "transfer")}
+    assert cells == {"curated": 3 * 6 * 3 + 3, "synthetic": 2 * 7 * 3 + 2, "mixtures": 5 * 3 + 1, "transfer": 31}
+    for name in cells:
+        assert all((run.batch.documents, run.budget, run.choose_after) == (64, Budget(epochs=15), 5)
+                   for run in doit(name).runs())  # fmt: skip
+    mixtures = doit("mixtures")
+    assert [grid.run.recipe and grid.run.recipe.name for grid in mixtures.grids()] == [
+        None, "reconstruct", "maximum", "mix-2560", "mix-40960"
+    ]  # fmt: skip
+    assert all(len(run.benchmarks) == len(run.benchmark_at) - 1 == 2 for run in mixtures.runs())
+
+
+def test_the_papers_steps_are_planned_without_its_data(tmp_path, monkeypatch, capsys):
+    (machine,) = planned("curated", tmp_path, monkeypatch, capsys)["machines"]
+    steps = [cell["steps"] for cell in machine["cells"] if cell["size"] == "7b" and cell["seed"] == 0]
+    assert steps == [0, 15, 15, 45, 150, 600, 2355]
+
+
+def test_a_recipe_without_data_is_planned_by_assumed_counts_and_that_is_said(tmp_path, monkeypatch, capsys):
+    found = planned("mixtures", tmp_path, monkeypatch, capsys)
+    said = [note for note in found["notes"] if "computed from assumed counts" in note]
+    assert [note.partition(",")[0] for note in said] == [
+        "records of 'reconstruct': 10", "records of 'maximum': 39", "records of 'mix-2560': 42",
+        "records of 'mix-40960': 80",
+    ]  # fmt: skip
+    steps = {cell["volume"]: cell["steps"] for cell in found["machines"][0]["cells"]}
+    assert steps == {0: 0, 1000: 2355, "reconstruct": 2355, "maximum": 9300, "mix-2560": 9900, "mix-40960": 18_900}
+
+
+def test_the_command_line_changes_every_grid_of_a_union_or_refuses():
+    path = str(FOLDER / "doit" / "mixtures.py")
+
+    def loaded(*assignments):
+        return load_study(argparse.Namespace(config=path, set=assignments, data_dir="elsewhere", on_bad_record=None))
+
+    study = loaded("run.batch.rows=64", "seeds=0,1", "name=mine")
+    assert {run.batch.rows for run in study.runs()} == {64}
+    assert {run.source.data_dir for run in study.runs()} == {"elsewhere"}
+    assert {run.seed for run in study.runs()} == {0, 1}
+    assert study.name == "mine"
+    (place, _) = (one.data_dir for one in benchmarks_of(study.runs()[-1]))
+    assert place == "elsewhere/../cmmlu"
+    with pytest.raises(UserError, match="'doit_mixtures' has 5 grids, each with axes of its own"):
+        loaded("volumes=1,2")
 
 
 def test_the_real_study_names_a_folder_that_is_missing(tmp_path, monkeypatch):
