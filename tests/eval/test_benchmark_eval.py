@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamics.data.template import DOIT, VICUNA, encode
+from dynamics.data.template import CHATML, DOIT, VICUNA, encode
+from dynamics.data.tokenizer import SPECIALS, Tokenizer
 from dynamics.errors import UserError
 from dynamics.eval.benchmark_eval import (
     answers,
@@ -24,6 +25,7 @@ from dynamics.eval.benchmarks import Benchmark, Contents, Question
 from dynamics.eval.letters import one_by_one
 from dynamics.model.sharding import MeshShape, make_mesh, shardings_for
 from dynamics.record import Turn
+from tests.data import small_tokenizers
 from tests.eval.conftest import Unigram
 
 
@@ -174,8 +176,31 @@ def test_bare_letters_and_letters_of_an_answer(tokenizer):
     letters = ("A", "B")
     pieces = [tokenizer.piece(int(one)) for one in letter_ids_of("answer", letters, tokenizer, VICUNA)]
     assert pieces == ["▁A", "▁B"]
-    if all(tokenizer.piece_id(letter) is not None for letter in letters):
-        bare = [tokenizer.piece(int(one)) for one in letter_ids_of("bare", letters, tokenizer, VICUNA)]
-        assert bare == ["A", "B"]
+    bare = [tokenizer.piece(int(one)) for one in letter_ids_of("bare", letters, tokenizer, VICUNA)]
+    assert bare == ["A", "B"]
     with pytest.raises(UserError, match="--letters answer"):
         letter_ids_of("bare", ("Ω",), tokenizer, VICUNA)
+
+
+def test_a_byte_level_tokenizer_has_one_piece_after_a_marker_and_two_on_a_line():
+    own = byte_level_with_spaced_letters()
+    for kind, template, expected in (
+        ("bare", CHATML, ["A", "B"]),
+        ("answer", CHATML, ["A", "B"]),  # after "assistant" and a newline
+        ("bare", VICUNA, ["A", "B"]),
+        ("answer", VICUNA, ["ĠA", "ĠB"]),  # after "ASSISTANT:"
+    ):
+        assert [own.piece(int(one)) for one in letter_ids_of(kind, ("A", "B"), own, template)] == expected
+
+
+def byte_level_with_spaced_letters():
+    """A byte-level tokenizer that joins a space and a capital, as those of real models do."""
+    document = json.loads(small_tokenizers.files()["bytes"])
+    vocabulary = document["model"]["vocab"]
+    pieces = [f"Ġ{letter}" for letter in "AB" if f"Ġ{letter}" not in vocabulary]
+    top = 1 + max(*vocabulary.values(), *(token["id"] for token in document["added_tokens"]), 0)
+    vocabulary.update({piece: top + place for place, piece in enumerate(pieces)})
+    first = document["model"]["merges"][0]
+    merges = [["Ġ", piece[1:]] if isinstance(first, list) else f"Ġ {piece[1:]}" for piece in pieces]
+    document["model"]["merges"] += merges
+    return Tokenizer.from_bytes(json.dumps(document).encode(), specials=(*SPECIALS, "<|im_start|>", "<|im_end|>"))
