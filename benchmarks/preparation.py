@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dynamics.data.preparation import Conversations, TrainRecords, prepare
+from dynamics.data.encoding import Conversations, TrainRecords
+from dynamics.data.preparation import prepare
 from dynamics.data.sources import Files, write_jsonl
 from dynamics.data.store import TokenStore
 from dynamics.data.template import DOIT, tokenizer_specials
@@ -137,7 +138,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for number in range(options.runs):
             for workers in options.workers:
                 target = folder / f"store-{number}-{workers}"
-                seconds, store = timed(
+                seconds, _ = timed(
                     lambda target=target, workers=workers: prepared(
                         target, source, tokenizer, length=options.length, workers=workers
                     )
@@ -146,7 +147,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 first = first or content(target)
                 assert content(target) == first, "the bytes depend on the number of workers"
                 print(f"{workers} workers: {seconds}", flush=True)
-        opening, _ = timed(lambda: TokenStore.open(store.folder))
+        opening, store = timed(lambda: TokenStore.open(folder / f"store-0-{options.workers[0]}"))
         return {
             "records": len(store), "source_bytes": size, "tokens": int(store.num_tokens.sum()),
             "mean_tokens": round(float(store.num_uncut.mean()), 1), "trained": int(store.num_trained.sum()),

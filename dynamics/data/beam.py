@@ -18,8 +18,9 @@ import apache_beam as beam  # pyright: ignore[reportMissingImports]  # the extra
 from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.core.utils import shard_utils
 
+from dynamics.data.encoding import Item, Work
 from dynamics.data.inputs import Input, Parsed, ReadPiece, Row, pieces, read_piece, rejected, repeated
-from dynamics.data.preparation import Item, Work, prepare
+from dynamics.data.preparation import prepare
 from dynamics.data.store import DOCUMENTS_PER_SHARD, TokenStore
 from dynamics.data.tokenizer import Tokenizer
 

@@ -11,143 +11,28 @@ processes that import neither JAX nor TensorFlow, and get texts over a pipe.
 """
 
 import contextlib
+import gc
 import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from dynamics import config
-from dynamics.data.packing import LengthCounts, OverLong, apply_length_policy
-from dynamics.data.shards import Document, Shard, Unfinished, read_note, told_of, write_note, write_shard, writing
-from dynamics.data.sources import Source
+from dynamics.data.encoding import Item, Work
+from dynamics.data.shards import Shard, Unfinished, read_note, told_of, write_note, write_shard, writing
 from dynamics.data.store import DOCUMENTS_PER_SHARD, finish
-from dynamics.data.template import Encoded, Template, encode
 from dynamics.data.tokenizer import Tokenizer
 from dynamics.errors import UserError
-from dynamics.record import Turn
 
 _SMALL = 4_000_000  # characters that are encoded sooner, in one to two seconds, than processes have started
 READ_AHEAD = 64  # parts read before they are encoded: some hundred megabytes, and the total is known early
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """What becomes a document, or several: `content` is a conversation or a plain text."""
-
-    ability: str
-    key: str
-    content: tuple[Turn, ...] | str
-    place: str = ""  # where it was read, for messages
-
-    @property
-    def size(self) -> int:
-        """Characters."""
-        return len(self.content) if isinstance(self.content, str) else sum(len(turn.content) for turn in self.content)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """A family: how items become documents, and what is counted on the way, for each ability."""
-
-    length: int  # tokens that a document has at most
-
-    def __call__(self, tokenizer: Tokenizer, items: Sequence[Item]) -> tuple[list[Document], dict[str, dict[str, int]]]:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conversations(Work):
-    """A conversation is a document under a template; longer ones meet the length policy."""
-
-    template: Template
-    over_long: OverLong
-
-    def __call__(self, tokenizer: Tokenizer, items: Sequence[Item]) -> tuple[list[Document], dict[str, dict[str, int]]]:
-        documents: list[Document] = []
-        counts: dict[str, dict[str, int]] = {}
-        for ability in dict.fromkeys(item.ability for item in items):
-            encoded = [(item.key, self._encode(tokenizer, item)) for item in items if item.ability == ability]
-            uncut = {key: len(one) for key, one in encoded}
-            kept, policy = apply_length_policy(encoded, length=self.length, policy=self.over_long)
-            documents += [Document(key=key, encoded=one, uncut=uncut[key]) for key, one in kept]
-            counts[ability] = {"records": len(encoded), **asdict(policy)} | _totals([one for _, one in kept])
-        return documents, counts
-
-    def _encode(self, tokenizer: Tokenizer, item: Item) -> Encoded:
-        assert not isinstance(item.content, str), "a conversation has turns"
-        try:
-            return encode(self.template, tokenizer, item.content)
-        except UserError as error:
-            place = f" of {item.place}" if item.place else ""
-            raise UserError(f"record {item.key}{place}: {error}") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlainText(Work):
-    """A text and an end token, every token trained on; long ones in pieces of `length`, with keys 'number/start'.
-
-    A lone last token is left out: it predicts nothing.
-    """
-
-    def __call__(self, tokenizer: Tokenizer, items: Sequence[Item]) -> tuple[list[Document], dict[str, dict[str, int]]]:
-        end = tokenizer.eot_id if tokenizer.eos_id is None else tokenizer.eos_id
-        documents: list[Document] = []
-        for item in items:
-            assert isinstance(item.content, str), "a plain text is one"
-            ids = np.asarray([*tokenizer.encode(item.content), end], dtype=np.int32)
-            for start in range(0, max(len(ids) - 1, 1), self.length):
-                piece = ids[start : start + self.length]
-                encoded = Encoded(tokens=piece, trained=np.ones(len(piece), dtype=np.bool_))
-                documents.append(Document(key=f"{item.key}/{start}", encoded=encoded, uncut=len(piece)))
-        return documents, {"": {"records": len(items)} | _totals([one.encoded for one in documents])}
-
-
-def _totals(documents: Sequence[Encoded]) -> dict[str, int]:
-    return {"tokens": sum(map(len, documents)), "trained": sum(one.num_trained for one in documents)}
-
-
-class TrainRecords:
-    """The train records of a source as items with keys 'ability/id', ability by ability and each in file order.
-
-    `rejected` counts the lines that gave no record, of the abilities that have been gone through.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.rejected: dict[str, int] = {}
-
-    def __iter__(self) -> Iterator[Item]:
-        for ability in self._source.abilities():
-            loaded = self._source.load(ability, "train")
-            self.rejected[ability] = len(loaded.rejected)
-            for record in loaded.records:
-                place = f"{record.source} idx {record.idx}" if record.idx is not None else record.source
-                yield Item(ability=ability, key=f"{ability}/{record.id}", content=record.messages, place=place)
-
-    def notes(self) -> dict[str, dict[str, int]]:
-        return {ability: {"rejected": count} for ability, count in self.rejected.items()}
-
-
-class CorpusTexts:
-    """The plain text of a source as items, numbered from 0."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __iter__(self) -> Iterator[Item]:
-        for number, text in enumerate(self._source.corpus()):
-            yield Item(ability="", key=str(number), content=text)
-
-    def notes(self) -> dict[str, dict[str, int]]:
-        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +125,7 @@ def prepare(
     )
     with writing(folder):
         Path(job.folder).mkdir(parents=True, exist_ok=True)
-    with _kept_if_it_may_go_on(folder, Path(job.folder), alone=share == (0, 1)):
+    with _kept_if_it_may_go_on(folder, Path(job.folder), alone=share == (0, 1)), _no_collector():
         count = _Count(on_progress)
         parts: list[Part] = []
         missing = _missing(job, _cut(job, items, items_per_part), share, parts, count)
@@ -270,11 +155,6 @@ def _complete(
     return True
 
 
-def length_counts(counts: dict[str, int]) -> LengthCounts:
-    """What the length policy did, out of an ability's counts in a store's notes."""
-    return LengthCounts(**{name: counts.get(name, 0) for name in ("kept", "truncated", "dropped", "no_trained_token")})
-
-
 def _check(workers: int, share: tuple[int, int]) -> None:
     if workers < 1:
         raise UserError(f"workers={workers}; give at least 1")
@@ -298,6 +178,21 @@ def _kept_if_it_may_go_on(folder: Path, unfinished: Path, *, alone: bool) -> Ite
         if alone:
             shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def _no_collector() -> Iterator[None]:
+    """Without the collector of cycles, which records never form: looking for them costs a fifth of reading.
+
+    And a signal that is handled while JAX listens to the collector is lost: Ctrl-C and SIGTERM must not be.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _cut(job: Job, items: Iterable[Item], size: int) -> Iterator[Part]:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from dynamics import config
+from dynamics.data.encoding import length_counts
 from dynamics.data.packing import LengthCounts
-from dynamics.data.preparation import length_counts
 from dynamics.data.sources import Rejected, Source, write_rejected
 from dynamics.data.store import TokenStore
 from dynamics.data.template import tokenizer_specials

@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dynamics import config
-from dynamics.data.preparation import (
-    Conversations,
-    CorpusTexts,
-    PlainText,
-    Progress,
-    TrainRecords,
-    Work,
-    prepare,
-)
+from dynamics.data.encoding import Conversations, CorpusTexts, PlainText, TrainRecords, Work
+from dynamics.data.preparation import Progress, prepare
 from dynamics.data.sources import Source
 from dynamics.data.store import Empty
 from dynamics.data.tokenizer import Tokenizer

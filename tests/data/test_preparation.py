@@ -11,16 +11,9 @@ from pathlib import Path
 import pytest
 
 from data.small_tokenizers import small
+from dynamics.data.encoding import Conversations, CorpusTexts, Item, PlainText, TrainRecords
 from dynamics.data.packing import apply_length_policy
-from dynamics.data.preparation import (
-    Conversations,
-    CorpusTexts,
-    Item,
-    PlainText,
-    Progress,
-    TrainRecords,
-    prepare,
-)
+from dynamics.data.preparation import Progress, prepare
 from dynamics.data.sources import Files, write_jsonl
 from dynamics.data.store import Empty, TokenStore
 from dynamics.data.template import DOIT, LLAMA3, encode, tokenizer_specials
@@ -147,7 +140,8 @@ def test_after_a_kill_finished_parts_are_used_again_and_no_worker_is_left(by_one
     program = f"""
 import time
 from pathlib import Path
-from dynamics.data.preparation import Conversations, TrainRecords, prepare
+from dynamics.data.encoding import Conversations, TrainRecords
+from dynamics.data.preparation import prepare
 from dynamics.data.sources import Files
 from dynamics.data.template import DOIT
 from dynamics.data.tokenizer import Tokenizer
@@ -200,9 +194,7 @@ def test_a_damaged_part_is_made_anew(by_one, source, tokenizer, tmp_path):
         (unfinished / name).write_bytes(data)
     told: list[Progress] = []
     assert made(tmp_path / "store", source, tokenizer, on_progress=told.append)
-    assert (
-        told[-1].found == 4 * PER_PART + 2
-    )  # of seven even numbers, the last a short part
+    assert told[-1].found == 4 * PER_PART + 2  # of seven even numbers, the last a short part
     assert contents(tmp_path / "store") == contents(by_one)
 
 

@@ -17,7 +17,8 @@ import tensorflow_datasets as tfds
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from dynamics.data.beam import prepare_tokens
-from dynamics.data.preparation import Conversations, TrainRecords, prepare
+from dynamics.data.encoding import Conversations, TrainRecords
+from dynamics.data.preparation import prepare
 from dynamics.data.sources import Files
 from dynamics.data.store import TokenStore
 from dynamics.data.template import DOIT
