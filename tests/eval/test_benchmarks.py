@@ -242,6 +242,12 @@ def test_a_wrong_table_is_named_with_row_and_field(cmmlu, rows, message):
         Cmmlu(data_dir=str(cmmlu)).questions()
 
 
+def test_two_questions_of_one_number_are_refused(cmmlu):
+    write_csv(cmmlu / "test/agronomy.csv", HEADER, *[(3, "q", "a", "b", "c", "d", "A")] * 2)
+    with pytest.raises(UserError, match=r"gives the id 'agronomy/3' to several questions"):
+        Cmmlu(data_dir=str(cmmlu)).questions()
+
+
 def test_a_task_that_is_not_there_is_an_error_only_when_it_is_asked_for(cmmlu):
     assert Cmmlu(data_dir=str(cmmlu)).counts()["missing_tasks"] == 66
     with pytest.raises(UserError, match=r"has no task 'virology'; it has agronomy"):

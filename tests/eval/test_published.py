@@ -1,8 +1,13 @@
 r"""The published rules read and judge as the published code does; every verdict here was taken from that code."""
 
+import dataclasses
+
 import pytest
 
+from dynamics.data.practice.source import Practice
 from dynamics.eval import published
+from dynamics.eval.settings import PUBLISHED, Evaluation
+from dynamics.study.run import Run, identity
 
 
 @pytest.mark.parametrize(
@@ -46,3 +51,10 @@ def test_published_readings(kind, answer, found):
 )
 def test_published_scores(kind, answer, reference, score):
     assert published.score(kind, answer, reference) == score
+
+
+def test_runs_keep_the_names_from_before_there_were_these_rules():
+    run = Run(source=Practice())
+    assert not {"rules", "over_long"} & identity(run)["run"]["evaluation"].keys()
+    for settings in (Evaluation(rules="published"), Evaluation(over_long="truncate"), PUBLISHED):
+        assert identity(dataclasses.replace(run, evaluation=settings)) != identity(run)

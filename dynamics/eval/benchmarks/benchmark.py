@@ -8,6 +8,7 @@ that the numbers to compare with come from, to the letter.
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,13 @@ class Benchmark:
 
     def contents(self) -> Contents:
         """The questions that are asked, and what was left out; reads the files."""
-        return limited(self.read(), self.limit)
+        contents = self.read()
+        repeated = [one for one, times in Counter(question.id for question in contents.questions).items() if times > 1]
+        if repeated:
+            raise UserError(
+                f"{self.name}: {self.data_dir} gives the id {repeated[0]!r} to several questions; number them apart"
+            )
+        return limited(contents, self.limit)
 
     def questions(self) -> tuple[Question, ...]:
         """The questions in the order of tasks and files."""
