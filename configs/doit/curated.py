@@ -1,6 +1,6 @@
 """Volume and size with the human records of DoIT: 7B, 13B and 33B on 10 to 10,000 records of ten abilities.
 
-    dynamics plan configs/doit/curated.py --topology v5p:4x4x4
+    dynamics plan configs/doit/curated.py --topology v5p:2x4x4
     dynamics study run configs/doit/curated.py --data-dir data/doit
 
 Paper: Song et al. 2024, Dynamics of Instruction Tuning (arXiv 2310.19651), sections 4 and 5, its figure 2.
@@ -21,7 +21,8 @@ Where this differs from the paper or its code, and why:
 - the loss is the mean over all tokens of a step; the code averages the means of its 8 devices.
 - the last step of an epoch reads what is left; the code's sampler repeats records until 8 devices have equally many.
 - conversations are packed into rows that attend to themselves alone; the code pads each on the left. The same numbers
-  but for rounding. 64 of them must fit into 32 rows, which a run checks before it begins; else give more rows.
+  but for rounding. A run takes as few rows as hold its fullest step, at most 32; it says so before it begins where that
+  is not enough.
 - bfloat16 with float32 weights and moments; the code trains in float16.
 - the overall score is the mean of abilities; the code's divides by twice their number. Nothing is smoothed.
 - answers are read by our rules; `--set run.evaluation.rules=published` reads them as the code does, mistakes included.
@@ -29,7 +30,7 @@ Scores to compare: the paper has no numbers for these curves, only figure 2 (its
 what it says of them: code, biology, history and creative writing grow with data and size, understanding and reasoning
 with data alone, ethics and role-play with neither.
 
-Expect: 156 minutes (2.6 hours) of training on 64 chips of TPU v5p for all 57 cells, by `dynamics plan --estimate` at
+Expect: 156 minutes (2.6 hours) of training on 32 chips of TPU v5p for all 57 cells, by `dynamics plan --estimate` at
 256 tokens a record; evaluation after every epoch comes on top, and no pod has confirmed it. No cell keeps its
 parameters, which would be 4 TB: `--set run.keep_parameters=true` does.
 """

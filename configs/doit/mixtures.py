@@ -1,6 +1,6 @@
 """Mixtures made from what the curves say, and how they do out of domain: CMMLU and AGIEval at epochs 5, 10 and 15.
 
-    dynamics plan configs/doit/mixtures.py --topology v5p:4x4x4
+    dynamics plan configs/doit/mixtures.py --topology v5p:2x4x4
     dynamics study run configs/doit/mixtures.py --data-dir data/doit
 
 Paper: Song et al. 2024, Dynamics of Instruction Tuning (arXiv 2310.19651), section 6, its tables 2 and 3.
@@ -31,7 +31,7 @@ Scores to compare (7B; AGIEval 0-shot, CMMLU 0-shot, AGIEval 5-shot, CMMLU 5-sho
     mix-2560      39.88  37.74  34.00  36.46
     mix-40960     34.38  35.34  31.41  35.17
 
-Expect: 274 minutes (4.6 hours) of training on 64 chips of TPU v5p for all 16 cells, by `dynamics plan --estimate` at
+Expect: 274 minutes (4.6 hours) of training on 32 chips of TPU v5p for all 16 cells, by `dynamics plan --estimate` at
 256 tokens a record and assumed counts; evaluation comes on top, and no pod has confirmed it.
 """
 

@@ -1,6 +1,6 @@
 """The same with synthetic records: 7B and 13B on 10 to 40,960 records that a model wrote.
 
-    dynamics plan configs/doit/synthetic.py --topology v5p:4x4x4
+    dynamics plan configs/doit/synthetic.py --topology v5p:2x4x4
     dynamics study run configs/doit/synthetic.py --data-dir data/doit
 
 Paper: Song et al. 2024, Dynamics of Instruction Tuning (arXiv 2310.19651), section 5, the synthetic curves of figure 2.
@@ -14,7 +14,7 @@ configs/doit/curated.py: set side by side, 10 synthetic records stand against 1 
 Scores to compare: no numbers are published; by figure 2 and the text they stay near the baseline of guessing and fall
 after 2,560 records.
 
-Expect: 239 minutes (4.0 hours) of training on 64 chips of TPU v5p for all 44 cells, by `dynamics plan --estimate` at
+Expect: 239 minutes (4.0 hours) of training on 32 chips of TPU v5p for all 44 cells, by `dynamics plan --estimate` at
 256 tokens a record; evaluation after every epoch comes on top, and no pod has confirmed it.
 """
 

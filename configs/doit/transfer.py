@@ -1,6 +1,6 @@
 """What training on one ability does for the others: 13B on 1,000 records of each of the ten abilities alone.
 
-    dynamics plan configs/doit/transfer.py --topology v5p:4x4x4
+    dynamics plan configs/doit/transfer.py --topology v5p:2x4x4
     dynamics study run configs/doit/transfer.py --data-dir data/doit
 
 Ours: the paper (Song et al. 2024, arXiv 2310.19651) asks how abilities differ and whether they carry over, and has no
@@ -9,7 +9,7 @@ configs/doit/curated.py; every model is scored on all ten abilities, and the rep
 model.
 Grid: 1 size x 1 volume x 3 seeds x 10 abilities, and the base model as it is: 31 cells.
 
-Expect: 29 minutes of training on 64 chips of TPU v5p for all 31 cells, by `dynamics plan --estimate` at 256 tokens a
+Expect: 29 minutes of training on 32 chips of TPU v5p for all 31 cells, by `dynamics plan --estimate` at 256 tokens a
 record; evaluation after every epoch comes on top, and no pod has confirmed it.
 """
 

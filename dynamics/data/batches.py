@@ -88,6 +88,10 @@ class Batches:
         )
         return Batches(store, documents, packing, epoch_sizes=sizes)
 
+    def with_rows(self, rows: int) -> "Batches":
+        """The same documents at the same places, in batches of another number of rows."""
+        return Batches(self.store, self.documents, self.plan.with_rows(rows), epoch_sizes=self.epoch_sizes)
+
     def save(self, path: str | Path) -> None:
         """Write the plan beside a run: which document lies where, for every batch it will see."""
         arrays = {name: getattr(self.plan, name) for name in _PLANNED}

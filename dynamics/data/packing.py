@@ -13,7 +13,7 @@ Source of the idea that ordering must survive packing: huggingface/trl issue 456
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -139,6 +139,16 @@ class PackingPlan:
             state.update(np.ascontiguousarray(array, dtype="<i4").tobytes())
         return state.hexdigest()[:16]
 
+    @property
+    def used_rows(self) -> int:
+        """The most rows that any batch lays documents into; the first rows are taken first."""
+        return int(self.row.max()) + 1 if self.num_documents else 0
+
+    def with_rows(self, rows: int) -> "PackingPlan":
+        """Every document at its place, in batches of another number of rows that holds all the used ones."""
+        assert rows >= self.used_rows, f"{self.used_rows} rows are used"
+        return replace(self, rows=rows)
+
     def documents(self, batch: int) -> range:
         """The planned places of the documents of a batch."""
         return range(int(self.starts[batch]), int(self.starts[batch + 1]))
@@ -189,6 +199,19 @@ def plan(
         offset=np.asarray(offset, dtype=np.int32),
         segment=np.asarray(segment, dtype=np.int32),
     )
+
+
+def fitted_rows(used: int, *, most: int, multiple: int) -> int:
+    """Rows for batches that use so many: `multiple` times a power of two, or `most`, so that few shapes are compiled.
+
+    >>> fitted_rows(9, most=64, multiple=1), fitted_rows(9, most=64, multiple=12), fitted_rows(9, most=12, multiple=1)
+    (16, 12, 12)
+    """
+    assert used <= most, f"{used} rows are used where {most} are allowed"
+    rows = multiple
+    while rows < used:
+        rows *= 2
+    return min(rows, most)
 
 
 def unpack(

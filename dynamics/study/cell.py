@@ -74,7 +74,9 @@ class Training:
         self._report = report
         self._reported = 0.0
         self._began = time.monotonic()
-        self.course, self.slices = plan_run(run, workspace) if run.trains else (None, None)
+        self.course, self.slices = (
+            plan_run(run, workspace, row_parts=row_groups(self.mesh)) if run.trains else (None, None)
+        )
         if several():
             self._check_together()
         if is_lead():

@@ -8,6 +8,7 @@ import numpy as np
 
 from dynamics.data.batches import Batches, DeviceBatch, compact, trained_cap
 from dynamics.data.mixture import Mixture, Slices
+from dynamics.data.packing import fitted_rows
 from dynamics.data.store import TokenStore
 from dynamics.errors import UserError
 from dynamics.study.prepare import Pool, Workspace
@@ -61,8 +62,8 @@ def mixture_of(run: Run, counts: Mapping[str, int]) -> Mixture:
     )
 
 
-def plan_run(run: Run, workspace: Workspace) -> tuple[Course, Slices]:
-    """The slice of each ability, and the course through them."""
+def plan_run(run: Run, workspace: Workspace, *, row_parts: int = 1) -> tuple[Course, Slices]:
+    """The slice of each ability, and the course through them. `row_parts`: in how many a mesh splits the rows."""
     pool = workspace.pool(run)
     mixture = mixture_of(run, {ability: len(set(ids)) for ability, ids in pool.ids.items()})
     slices = mixture.slices(pool.ids)
@@ -71,14 +72,16 @@ def plan_run(run: Run, workspace: Workspace) -> tuple[Course, Slices]:
         planned = mixture.order(slices.groups, seed=mixture.order_seed, epoch=epoch)
         return [f"{ability}/{id}" for ability, id in planned]
 
-    return plan_course(pool.store, order, budget=run.budget, batch=run.batch), slices
+    return plan_course(pool.store, order, budget=run.budget, batch=run.batch, row_parts=row_parts), slices
 
 
-def plan_course(store: TokenStore, order: EpochOrder, *, budget: Budget, batch: Batch) -> Course:
+def plan_course(store: TokenStore, order: EpochOrder, *, budget: Budget, batch: Batch, row_parts: int = 1) -> Course:
     """Epoch after epoch in order, until the budget is met; the last batch may close with room left.
 
     Batches run on over the end of an epoch, so every step but the last reads about as many tokens whatever the volume.
-    With `batch.documents` they do not: a step reads so many conversations, an epoch's last step what is left.
+    With `batch.documents` they do not: a step reads so many conversations, an epoch's last step what is left, in as few
+    rows as hold the fullest step (a power of two for each of `row_parts` x micro-batches, so that few shapes are
+    compiled).
     """
     epochs = [list(order(0))]
     if not epochs[0]:
@@ -90,6 +93,9 @@ def plan_course(store: TokenStore, order: EpochOrder, *, budget: Budget, batch: 
     bound_by, documents, steps = _resolve(store, epochs, budget=budget, batch=batch)
     cut = [epochs[index][: documents - index * size] for index in range(math.ceil(documents / size))]
     batches = _packed(store, cut, batch)
+    if batch.documents is not None:
+        used = batches.plan.used_rows
+        batches = batches.with_rows(fitted_rows(used, most=batch.rows, multiple=row_parts * batch.micro))
     assert len(batches) == steps, "cutting the plan at the end of a batch changes no batch before it"
     return Course(
         batches=batches,

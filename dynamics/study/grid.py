@@ -55,13 +55,19 @@ class Study:
             raise UserError(f"a study is named {self.name!r}; use letters, digits, '.', '_' and '-': it names a folder")
 
     def cells(self) -> tuple[Cell, ...]:
-        """All cells, each once, in the order of the axes, grid after grid."""
-        cells: dict[str, Cell] = {}
+        """All cells, each once, in the order of the axes, grid after grid.
+
+        A run that another grid repeats with benchmarks is trained once, with them.
+        """
+        cells: dict[str, Cell] = {}  # by the name without benchmarks
         budgets = any(grid.budgets for grid in self.grids())
         for run in self.runs():
             coords = coordinates(run) | ({"budget": budget_name(run.budget)} if budgets else {})
-            cell = Cell(id=cell_id(run), coords=coords, run=run)
-            cells.setdefault(cell.id, cell)
+            key = cell_id(dataclasses.replace(run, benchmarks=()))
+            if key not in cells or (run.benchmarks and not cells[key].run.benchmarks):
+                cells[key] = Cell(id=cell_id(run), coords=coords, run=run)
+            elif run.benchmarks and run.benchmarks != cells[key].run.benchmarks:
+                cells[cell_id(run)] = Cell(id=cell_id(run), coords=coords, run=run)
         return tuple(cells.values())
 
     def grids(self) -> tuple["Study", ...]:

@@ -62,7 +62,10 @@ class Job:
             return program
         assert self.load is not None
         parts = program.row_shards * self.batch.micro
-        return dataclasses.replace(program, headed=parts * self.load.cap(program.row_shards, self.batch.micro))
+        rows = self.load.rows(self.batch, parts)
+        program = dataclasses.replace(program, batch=dataclasses.replace(batch, rows=rows))
+        headed = parts * self.load.cap(rows, program.row_shards, self.batch.micro)
+        return dataclasses.replace(program, headed=headed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from dynamics.data.batches import trained_cap
 from dynamics.data.doit import SYNTHETIC
-from dynamics.data.packing import PackingPlan
+from dynamics.data.packing import PackingPlan, fitted_rows
 from dynamics.data.packing import plan as pack
 from dynamics.errors import UserError
 from dynamics.model.llama import LlamaConfig
@@ -44,11 +44,18 @@ class Load:
     steps: int
     work: Work  # of one step
     counted: bool  # on the data; otherwise assumed
-    cap: Callable[[int, int], int]  # (row shards, micro-batches) -> positions that the head is applied to
+    used_rows: int  # of the fullest step
+    cap: Callable[[int, int, int], int]  # (rows, row shards, micro-batches) -> positions that the head is applied to
 
     @property
     def tokens(self) -> float:
         return self.steps * self.work.tokens
+
+    def rows(self, batch: Batch, parts: int) -> int:
+        """Rows of a step whose rows a mesh and micro-batches split into `parts`: as a run chooses them."""
+        if batch.documents is None:
+            return batch.rows
+        return fitted_rows(self.used_rows, most=batch.rows, multiple=parts)
 
 
 def readable(run: Run) -> str | None:
@@ -117,7 +124,7 @@ def base_load(base: Base, *, tokens_per_record: int) -> Load:
     """The load of pre-training a base model: so many tokens, every one trained on, in documents of assumed length."""
     load = _assumed(float(base.tokens), _sample(base.batch, tokens_per_record), min_steps=0)
     work = dataclasses.replace(load.work, trained=load.work.tokens)
-    return dataclasses.replace(load, work=work, cap=functools.partial(_every_position, base.batch))
+    return dataclasses.replace(load, work=work, cap=functools.partial(_every_position, base.batch.length))
 
 
 def _assumed(tokens: float, sample: PackingPlan, *, min_steps: int, steps: int | None = None) -> Load:
@@ -126,8 +133,8 @@ def _assumed(tokens: float, sample: PackingPlan, *, min_steps: int, steps: int |
     steps = max(math.ceil(tokens / whole.tokens) if steps is None else steps, min_steps, 1)
     share = min(1.0, max(tokens, min_steps * whole.tokens) / (steps * whole.tokens))
     work = Work(tokens=whole.tokens * share, trained=whole.trained * share, pairs=whole.pairs * share)
-    batch = Batch(rows=sample.rows, length=sample.length)
-    return Load(steps=steps, work=work, counted=False, cap=functools.partial(_every_position, batch))
+    cap = functools.partial(_every_position, sample.length)
+    return Load(steps=steps, work=work, counted=False, used_rows=sample.used_rows, cap=cap)
 
 
 def _load(packing: PackingPlan, *, steps: int, counted: bool) -> Load:
@@ -140,12 +147,13 @@ def _load(packing: PackingPlan, *, steps: int, counted: bool) -> Load:
             pairs=float((lengths * (lengths + 1) / 2).sum() / steps),
         ),
         counted=counted,
-        cap=lambda groups, micro: trained_cap(packing, groups=groups, micro=micro),
+        used_rows=packing.used_rows,
+        cap=lambda rows, groups, micro: trained_cap(packing.with_rows(rows), groups=groups, micro=micro),
     )
 
 
-def _every_position(batch: Batch, groups: int, micro: int) -> int:
-    return batch.rows * batch.length // (groups * micro)
+def _every_position(length: int, rows: int, groups: int, micro: int) -> int:
+    return rows * length // (groups * micro)
 
 
 @functools.lru_cache(maxsize=64)

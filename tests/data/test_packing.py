@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamics.data.packing import LengthCounts, PackingPlan, apply_length_policy, plan, unpack
+from dynamics.data.packing import LengthCounts, PackingPlan, apply_length_policy, fitted_rows, plan, unpack
 from dynamics.data.template import Encoded
 from dynamics.errors import UserError
 
@@ -236,3 +236,20 @@ def test_every_document_is_kept_or_counted(sizes, policy):
 def test_errors_name_the_document(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+@given(used=st.integers(1, 200), multiple=st.sampled_from([1, 2, 3, 8]), more=st.integers(0, 300))
+def test_fitted_rows_hold_what_is_used_and_waste_less_than_half_unless_the_mesh_asks(used, multiple, more):
+    most = -(-(used + more) // multiple) * multiple
+    rows = fitted_rows(used, most=most, multiple=multiple)
+    assert used <= rows <= most
+    assert rows % multiple == 0
+    assert rows < 2 * used or rows == multiple
+
+
+def test_with_rows_moves_no_document():
+    packing = plan(np.array([5, 4, 3, 4]), np.array([1, 1, 1, 1]), rows=16, length=8, documents_per_batch=4)
+    fewer = packing.with_rows(fitted_rows(packing.used_rows, most=16, multiple=1))
+    assert (packing.used_rows, fewer.rows) == (2, 2)
+    for name in ("batch", "row", "offset", "segment"):
+        assert np.array_equal(getattr(fewer, name), getattr(packing, name))
