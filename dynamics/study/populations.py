@@ -101,6 +101,7 @@ class _NotingLog(Log):
 def _train(opened: Sequence[tuple[Training, Log]], ended: Ended) -> None:
     began = time.monotonic()
     trainings = [training for training, _ in opened]
+    _share_rows(trainings)
     first = trainings[0].run
     devices = tuple(jax.devices()) if jax.default_backend() != "cpu" else (jax.devices()[0],)
     try:
@@ -124,6 +125,14 @@ def _train(opened: Sequence[tuple[Training, Log]], ended: Ended) -> None:
     seconds = (time.monotonic() - began) / len(trainings)
     for index, training in enumerate(trainings):
         ended(training.cell.id, {**_finish(training, trained, index), "seconds": seconds})
+
+
+def _share_rows(trainings: Sequence[Training]) -> None:
+    """Batches of one shape for all: members whose steps take fewer rows are given empty ones."""
+    courses = [training.course for training in trainings if training.course is not None]
+    rows = max(course.batches.plan.rows for course in courses)
+    for training, course in zip(trainings, courses, strict=True):
+        training.course = dataclasses.replace(course, batches=course.batches.with_rows(rows))
 
 
 def _finish(training: Training, trained: TrainedPopulation, index: int) -> dict[str, object]:

@@ -219,6 +219,20 @@ def test_a_recipe_gives_volumes_from_the_counts_and_heads_that_no_seed_changes(w
     assert cell_id(run) != cell_id(changed(run, recipe=Maximum(**FEW)))
 
 
+@pytest.mark.slow
+def test_members_of_a_population_whose_steps_take_different_rows_give_what_they_give_alone(cache, tmp_path):
+    run = changed(DOIT_RUN, budget=Budget(epochs=1), evaluate_at=(1.0,), choose_after=0.0, checkpoint_every=0)
+    study = Study(name="rows", run=run, volumes=(1, 2), ability_sets=((), ("math",)), measure_speedup=False)
+    rows = {plan_run(run, Workspace(cache))[0].batches.plan.rows for run in study.runs()}
+    assert len(rows) > 1
+    for way in ("singles", "vmap"):
+        assert run_study(study, tmp_path / way, way=way, cache=cache).failed == {}
+    alone, together = (load_results(tmp_path / way) for way in ("singles", "vmap"))
+    for one, other in zip(alone, together, strict=True):
+        assert one["run"]["final_loss"] == pytest.approx(other["run"]["final_loss"], rel=1e-4)
+        assert one["run"]["steps"] == other["run"]["steps"]
+
+
 @pytest.mark.parametrize("way", ["singles", pytest.param("workers", marks=pytest.mark.slow)])
 def test_a_union_of_parts_and_recipes_is_one_study_on_one_tokenizer(cache, tmp_path, way):
     quick = {"evaluate_at": (1.0,), "choose_after": 0.0, "budget": Budget(epochs=1), "checkpoint_every": 0}
