@@ -202,13 +202,9 @@ def entry_inputs(entry: Entry, folder: Path) -> list[Input]:
     ]
 
 
-def fingerprints(inputs: Iterable[Input], folder: Path) -> dict[str, str]:
-    """{file, relative to the folder where it lies in it: SHA-256}, by which a later run knows the same data again."""
-    return {_relative(Path(one.path), folder): one.fingerprint() for one in inputs}
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+def fingerprints(inputs: Iterable[Input]) -> dict[str, str]:
+    """{where its records come from: SHA-256 of the file}, by which a later run knows the same data again."""
+    return {one.source: one.fingerprint() for one in inputs}
 
 
 def _count_lines(path: Path, start: int, stop: int) -> int:

@@ -130,7 +130,7 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         folder = self._found(dl_manager)
         inputs = self._inputs(folder)
-        self._files = fingerprints(inputs, folder)
+        self._files = fingerprints(inputs)
         found = {}
         for split in SPLITS:
             of_split = [one for one in inputs if one.split == split]
@@ -206,7 +206,7 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _check_same_files(self, folder: Path) -> None:
         prepared = self._metadata.get("files", {})
-        now = fingerprints(self._inputs(folder), folder)
+        now = fingerprints(self._inputs(folder))
         differ = sorted(name for name in {*prepared, *now} if prepared.get(name) != now.get(name))
         if differ:
             raise UserError(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from dynamics.data.catalogue import entry
 from dynamics.data.doit import CEVAL_NAMES, SYNTHETIC, Doit, Part, without_format
 from dynamics.data.inputs import Input
 from dynamics.data.tfds_base import Config, RecordsBuilder
@@ -50,7 +51,7 @@ class Builder(RecordsBuilder):
     def inputs(self, folder: Path) -> list[Input]:
         names = CEVAL_NAMES if self.config.part == "ceval" else (*ABILITY_NAMES, SYNTHETIC)
         part: Part = "curated" if self.config.part == "ceval" else self.config.part  # type: ignore[assignment]
-        found = Doit(data_dir=str(folder), part=part).found()
+        found = Doit(data_dir=str(entry("doit").home(folder)), part=part).found()
         order = {name: number for number, name in enumerate(names)}
         return [
             Input(

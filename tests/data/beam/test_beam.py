@@ -23,9 +23,10 @@ from dynamics.data.sources import Files
 from dynamics.data.store import TokenStore
 from dynamics.data.template import DOIT
 from dynamics.data.tfds_base import Config, RecordsBuilder
-from dynamics.data.tokenizer import train_tokenizer
+from dynamics.data.tokenizer import Tokenizer
 from dynamics.errors import UserError
 from dynamics.tfds_datasets.jsonl_folder import Builder
+from tests.data.small_tokenizers import byte_level
 
 WORKERS = [("in_memory", 1), ("multi_processing", 2), ("multi_processing", 4)]
 
@@ -97,9 +98,19 @@ def test_a_limit_that_beam_would_ignore_is_refused(folder, tmp_path):
 
 @pytest.mark.parametrize(("mode", "workers"), WORKERS[:2])
 def test_a_token_store_has_the_same_bytes(folder, tmp_path, mode, workers):
-    tokenizer = train_tokenizer((f"问 {number} 答" for number in range(200)), vocab_size=400)
+    tokenizer = Tokenizer.from_bytes(byte_level("smollm"))
+    check_token_store(folder, tmp_path, tokenizer, mode, workers)
+
+
+def test_a_token_store_of_a_sentencepiece_model(folder, tmp_path, shared_data):
+    # Loaded, not trained: the sentencepiece that goes with Beam's protobuf cannot train our tokenizers.
+    tokenizer = Tokenizer.load(shared_data / "llama_tokenizer" / "tokenizer.model")
+    check_token_store(folder, tmp_path, tokenizer, "multi_processing", 2)
+
+
+def check_token_store(folder: Path, tmp_path: Path, tokenizer: Tokenizer, mode: str, workers: int) -> None:
     source = Files(data_dir=str(folder), on_bad_record="skip")
-    work = Conversations(length=64, template=DOIT, over_long="truncate")
+    work = Conversations(length=512, template=DOIT, over_long="truncate")
     settings: dict[str, Any] = {"tokenizer": tokenizer, "manifest": {"of": "a test"}, "items_per_part": 9}
     prepare(tmp_path / "plain", TrainRecords(source), work, **settings)
     prepare_tokens(
