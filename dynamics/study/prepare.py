@@ -273,7 +273,8 @@ def prepare_runs(runs: Sequence[Run], workspace: Workspace, *, share: tuple[int,
         own = [workspace.pool_plan(run)]
         if isinstance(run.base, Base):
             own.append(workspace.corpus_plan(run, length=run.base.batch.length))
-        plans |= {plan.name: plan for plan in own}
+        for plan in own:
+            plans.setdefault(plan.name, plan)
         sources.setdefault(source_fingerprint(run.source), run)
     tokenizers = {plan.tokenizer.fingerprint: plan.tokenizer.vocab_size for plan in plans.values()}
     return {

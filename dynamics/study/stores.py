@@ -79,11 +79,11 @@ def pool_plan(run: Run, source: Source, tokenizer: Tokenizer) -> StorePlan:
 
 
 def corpus_plan(run: Run, source: Source, tokenizer: Tokenizer, *, length: int) -> StorePlan:
-    """The plain text in documents of at most `length` tokens."""
+    """The plain text in documents of at most `length` tokens; sources with the same text share the store."""
     return StorePlan(
         manifest={
             "split": "corpus",
-            "source": source_fingerprint(run.source),
+            "source": _corpus_fingerprint(run.source),
             "tokenizer": tokenizer.fingerprint,
             "length": length,
             "version": RESULTS_VERSION,
@@ -92,6 +92,11 @@ def corpus_plan(run: Run, source: Source, tokenizer: Tokenizer, *, length: int) 
         tokenizer=tokenizer,
         work=PlainText(length=length),
     )
+
+
+@functools.cache
+def _corpus_fingerprint(source: Source) -> str:
+    return source.corpus_fingerprint()
 
 
 class ProgressLine:

@@ -5,11 +5,9 @@ import json
 
 import pytest
 
-from dynamics.data.recipes import Maximum, Reconstruct
 from dynamics.errors import UserError
 from dynamics.study.cache import from_cache, read_sealed, write_sealed
-from dynamics.study.grid import Cell
-from dynamics.study.prepare import Workspace, check_volumes, prepare_runs
+from dynamics.study.prepare import Workspace
 
 from .tiny import RUN, changed
 
@@ -101,36 +99,3 @@ def test_pool_and_corpus_hold_what_they_held_before_they_were_sharded(tmp_path, 
         in_file = [record.id for record in run.source.load(ability, "train").records]
         assert pool.ids[ability] == [id for id in in_file if id in pool.ids[ability]]
         assert pool.counts[ability].kept == len(pool.ids[ability])
-
-
-def test_preparing_tells_what_the_stores_hold_and_that_they_are_there_already(tmp_path):
-    runs = [RUN, changed(RUN, seed=1)]
-    first, again = (prepare_runs(runs, Workspace(tmp_path)) for _ in range(2))
-    assert [store["state"] for store in first["stores"]] == ["prepared"] * 2  # the records and the plain text
-    assert [store["state"] for store in again["stores"]] == ["already prepared"] * 2
-    pool = Workspace(tmp_path).pool(RUN)
-    told = first["stores"][0]
-    assert (told["folder"], told["documents"]) == (str(pool.store.folder), len(pool.store))
-    assert told["tokens"] == sum(one["tokens"] for one in told["abilities"].values()) == pool.store.num_tokens.sum()
-    assert told["trained"] == sum(one["trained"] for one in told["abilities"].values())
-    assert list(told["abilities"]) == list(RUN.source.abilities())
-    assert {name: told["settings"][name] for name in ("tokenizer", "template")} == {
-        "tokenizer": first["tokenizers"][0]["fingerprint"], "template": pool.store.settings["template"],
-    }  # fmt: skip
-    assert [one["abilities"]["math"] for one in first["evaluation"]] == [2, 2]
-
-
-def test_any_changed_input_makes_another_store(tmp_path):
-    workspace = Workspace(tmp_path)
-    longer = changed(RUN, batch=dataclasses.replace(RUN.batch, length=512))
-    other = changed(RUN, source=dataclasses.replace(RUN.source, seed=1))
-    runs = [RUN, longer, other, changed(RUN, over_long="drop"), changed(RUN, vocab_size=410)]
-    assert len({workspace.pool_plan(run).name for run in runs}) == len(runs)
-
-
-def test_a_recipe_that_asks_for_more_than_there_is_is_told_before_training(tmp_path):
-    run = changed(RUN, recipe=Reconstruct(total=1000, few=2, capped=()))
-    cell = Cell(id="x", coords={}, run=run)
-    with pytest.raises(UserError, match=r"recipe 'reconstruct' shares 996 of its 1,000 records .* which have 64"):
-        check_volumes([cell], Workspace(tmp_path))
-    check_volumes([dataclasses.replace(cell, run=changed(run, recipe=Maximum(few=2, capped=())))], Workspace(tmp_path))
