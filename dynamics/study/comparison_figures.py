@@ -1,4 +1,4 @@
-"""The figures that compare: sensitivities, two sources, mixtures, benchmarks. Drawn with the pieces of figures.py."""
+"""The figures that compare: sensitivities, transfer, sources, mixtures, benchmarks; drawn with figures.py's pieces."""
 
 from collections.abc import Sequence
 
@@ -16,6 +16,8 @@ from dynamics.study.figures import (
     Figure,
     ability_title,
     chance_handle,
+    count,
+    diverging,
     handle,
     head,
     label_grid,
@@ -30,6 +32,7 @@ from dynamics.study.figures import (
 )
 from dynamics.study.mixtures import BASELINE, Mixtures
 from dynamics.study.points import Interval
+from dynamics.study.sensitivity import Transfer
 
 _SOURCES = (("#5570e6", "o"), ("#dd6a4e", "s"))  # color and marker of the curated source, and of the other
 _DASHES = (0, (4, 3))
@@ -61,6 +64,45 @@ def mixtures_figure(mixtures: Mixtures, size: str) -> Figure:
     ]
     title = f"{size}: difference from the baseline in percentage points"
     return dots_figure([ability_title(name) for name in rows], columns, title, share_x=True)
+
+
+def transfer_figure(matrix: Transfer) -> Figure:
+    """Heat map of gains: gray where the interval holds zero, framed where the gain is clear among all tested."""
+    gains = np.array([[gain.value for gain in row] for row in matrix.gains])
+    bound = max(0.01, float(np.nanmax(np.abs(gains), initial=0.0)))
+    with styled(grid=False):
+        figure = new_figure(
+            2.2 + (0.85 if len(matrix.abilities) < 12 else 0.65) * len(matrix.abilities),
+            1.2 + 0.42 * len(matrix.training),
+        )
+        axes = figure.subplots()
+        axes.imshow(gains, aspect="auto", **diverging(bound))
+        for row, column in np.ndindex(gains.shape):
+            gain = matrix.gains[row][column]
+            if np.isfinite(gain.value):
+                strong = abs(gain.value) > 0.6 * bound
+                clear = gain.positive or gain.negative
+                axes.text(
+                    column,
+                    row,
+                    f"{100 * gain.value:+.0f}",
+                    ha="center",
+                    va="center",
+                    color="#fefefe" if strong else "#1e2432" if clear else "#8b93a3",
+                    fontweight="bold" if clear else "normal",
+                )
+            if matrix.survives[row][column]:
+                axes.plot(column, row, marker="s", markersize=21, color="none", markeredgecolor=INK, zorder=3)
+        names = [ability_title(name) for name in matrix.abilities]
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", color=INK)
+        axes.set_yticks(
+            range(len(matrix.training)), [name.replace("_", " ").capitalize() for name in matrix.training], color=INK
+        )
+        axes.set_ylabel("trained on")
+        axes.set_title(f"{matrix.size} parameters, {count(matrix.volume)} records per ability: gain in points")
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+    return figure
 
 
 def dots_figure(

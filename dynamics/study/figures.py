@@ -1,4 +1,4 @@
-"""The figures of growth: small multiples of curves, sizes, overall means, and transfer.
+"""The figures of growth: small multiples of curves, sizes, and means.
 
 The only file that imports matplotlib. Every function returns a Figure; `svg` gives it as markup that takes its ink from
 the page (light or dark), `save_png` as a file. Sizes and volumes are ordered, so their colors run from light to dark as
@@ -22,12 +22,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from dynamics.study.curves import OVERALL, Curve, Growth
-from dynamics.study.sensitivity import Transfer
+from dynamics.study.curves import OUT_OF_DOMAIN, OVERALL, Curve, Growth
+from dynamics.study.tables import spoken
 
 INK, MUTED, RULE, PAPER = "#1d2433", "#697386", "#dfe3ea", "#ffffff"
 _PAGE_COLORS = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
 _PIXELS_PER_INCH = 104
+_MEANS = {OVERALL: "Mean over abilities, by volume", OUT_OF_DOMAIN: "Out of domain, by volume"}
 _PANEL = 1.6  # inches of an axis in small multiples
 _MARKERS = "os^Dvp*"
 _ORDERED = LinearSegmentedColormap.from_list("ordered", ["#e9a227", "#dd6a4e", "#a84f9a", "#5570e6"])
@@ -68,10 +69,16 @@ def styled(*, grid: bool = True) -> AbstractContextManager[None]:
     return mpl.rc_context({**_STYLE, "axes.grid": grid})
 
 
+def diverging(bound: float) -> dict[str, Any]:
+    """Colors around zero for imshow, even on both sides up to `bound`."""
+    colors = LinearSegmentedColormap.from_list("gain", ["#c2662d", "#f7f4ef", "#5570e6"])
+    return {"cmap": colors, "norm": TwoSlopeNorm(0.0, -bound, bound)}
+
+
 def ability_title(name: str) -> str:
-    """'creative_writing' -> 'Creative writing', 'ceval_physician' -> 'C-Eval: physician'."""
-    family, _, rest = name.partition("_")
-    return f"C-Eval: {rest.replace('_', ' ')}" if family == "ceval" and rest else name.replace("_", " ").capitalize()
+    """'creative_writing' -> 'Creative writing'."""
+    said = spoken(name)
+    return said[:1].upper() + said[1:]
 
 
 def panel_title(name: str) -> str:
@@ -118,60 +125,27 @@ def size_figure(growth: Growth) -> Figure:
 
 
 def overall_figure(growth: Growth) -> Figure:
-    """The mean over abilities: against volume, and, with several sizes, against parameters."""
+    """The means (of the roster, and out of domain) against volume, and, with several sizes, against parameters."""
     with styled():
-        columns = 2 if len(growth.grid.sizes) > 1 else 1
-        figure = new_figure(4.6 * columns, 3.3)
+        means = {mean: title for mean, title in _MEANS.items() if mean in growth.chance}
+        several = len(growth.grid.sizes) > 1
+        columns = len(means) + several
+        width = 4.6 if columns < 3 else 3.7
+        figure = new_figure(width * columns, 3.3)
         panels = np.atleast_1d(figure.subplots(1, columns, sharey=True))
-        _draw_volumes(panels[0], growth, OVERALL, of="score", inches=3.8)
-        panels[0].set(xlabel=growth.grid.per, ylabel=quantity("score"))
-        panels[0].set_title("Mean over abilities, by volume")
-        if columns == 2:
-            _draw_sizes(panels[1], growth, OVERALL, labeled=True)
-            panels[1].set_xlabel("parameters")
-            panels[1].set_title("… and by size, one line per volume")
+        for (mean, title), axes in zip(means.items(), panels, strict=False):
+            _draw_volumes(axes, growth, mean, of="score", inches=width - 0.8)
+            axes.set(xlabel=growth.grid.per)
+            axes.set_title(title)
+        panels[0].set_ylabel(quantity("score"))
+        if several:
+            _draw_sizes(panels[-1], growth, OVERALL, labeled=True)
+            panels[-1].set_xlabel("parameters")
+            panels[-1].set_title(
+                "Mean by size, one line per volume" if columns > 2 else "… and by size, one line per volume"
+            )
         panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         _legend(figure, growth, chance=True)
-    return figure
-
-
-def transfer_figure(matrix: Transfer) -> Figure:
-    """Heat map of gains: gray where the interval holds zero, framed where the gain is clear among all tested."""
-    gains = np.array([[gain.value for gain in row] for row in matrix.gains])
-    bound = max(0.01, float(np.nanmax(np.abs(gains), initial=0.0)))
-    colors = LinearSegmentedColormap.from_list("gain", ["#c2662d", "#f7f4ef", "#5570e6"])
-    with styled(grid=False):
-        figure = new_figure(
-            2.2 + (0.85 if len(matrix.abilities) < 12 else 0.65) * len(matrix.abilities),
-            1.2 + 0.42 * len(matrix.training),
-        )
-        axes = figure.subplots()
-        axes.imshow(gains, cmap=colors, norm=TwoSlopeNorm(0.0, -bound, bound), aspect="auto")
-        for row, column in np.ndindex(gains.shape):
-            gain = matrix.gains[row][column]
-            if np.isfinite(gain.value):
-                strong = abs(gain.value) > 0.6 * bound
-                clear = gain.positive or gain.negative
-                axes.text(
-                    column,
-                    row,
-                    f"{100 * gain.value:+.0f}",
-                    ha="center",
-                    va="center",
-                    color="#fefefe" if strong else "#1e2432" if clear else "#8b93a3",
-                    fontweight="bold" if clear else "normal",
-                )
-            if matrix.survives[row][column]:
-                axes.plot(column, row, marker="s", markersize=21, color="none", markeredgecolor=INK, zorder=3)
-        names = [ability_title(name) for name in matrix.abilities]
-        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", color=INK)
-        axes.set_yticks(
-            range(len(matrix.training)), [name.replace("_", " ").capitalize() for name in matrix.training], color=INK
-        )
-        axes.set_ylabel("trained on")
-        axes.set_title(f"{matrix.size} parameters, {count(matrix.volume)} records per ability: gain in points")
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
     return figure
 
 

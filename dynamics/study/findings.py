@@ -143,7 +143,9 @@ def _sorted_out(each: Mapping[str, Interval], up: str, down: str) -> str:
     for claim, members, numbers in groups:
         ranked = sorted(members, key=lambda name: -abs(each[name].value))
         if ranked and numbers:
-            said.append(f"{claim}: " + ", ".join(f"{_name(name)} {words.points(each[name])}" for name in ranked))
+            said.append(
+                f"{claim}: " + ", ".join(f"{tables.spoken(name)} {words.points(each[name])}" for name in ranked)
+            )
         elif ranked:
             said.append(f"{claim}: {tables.named(ranked)}")
     text = "; ".join(said)
@@ -151,37 +153,40 @@ def _sorted_out(each: Mapping[str, Interval], up: str, down: str) -> str:
 
 
 def _exchange_lines(contrast: Contrast) -> list[str]:
+    """The rate overall, one for each size; then those of the abilities at the largest size."""
+    rates = {size: contrast.exchanges[OVERALL, size] for size in contrast.sizes}
+    known = [
+        f"{f'size {size} ' if len(rates) > 1 else ''}{ratio_text(rate.median)} {_volumes(rate, contrast)}"
+        for size, rate in rates.items()
+        if rate.median is not None
+    ]
+    none = [size for size, rate in rates.items() if rate.median is None]
     lines = []
-    for size in contrast.sizes:
-        exchange = contrast.exchanges[OVERALL, size]
-        at = f"at size {size}" if len(contrast.sizes) > 1 else "overall"
-        if exchange.median is None:
-            lines.append(
-                f"How many {contrast.other} records equal one {contrast.human} record is not defined {at}: "
-                f"{contrast.human} data gain nothing clear over {exchange.over}."
-            )
-            continue
-        defined = [total for total, found in exchange.at.items() if found is not None]
-        among = "" if len(defined) == 1 else f" (median over {len(defined)} volumes)"
+    if known:
+        needed = f"{contrast.other.capitalize()} records needed for one {contrast.human} record, overall"
+        lines.append(f"{needed}: {', '.join(known)}.")
+    if none:
+        at = f" at size {tables.named(none)}" if len(rates) > 1 else ""
         lines.append(
-            f"One {contrast.human} record is worth {ratio_text(exchange.median)} {contrast.other} records {at}{among}"
-            f"{_censored(exchange, contrast)}."
+            f"How many {contrast.other} records equal one {contrast.human} record is not defined{at}: "
+            f"{contrast.human} data gain nothing clear over {rates[none[0]].over}."
         )
-    each: dict[str, list[str]] = {}
     size = list(contrast.sizes)[-1]
-    for ability in contrast.abilities:
-        if ability not in MEANS:
-            found = contrast.exchanges[ability, size].median
-            if found is not None:
-                each.setdefault("by ability", []).append(f"{_name(ability)} {ratio_text(found)}")
-            else:
-                each.setdefault("not defined, without a clear gain", []).append(_name(ability))
-    if each:
-        where = f" at size {size}" if len(contrast.sizes) > 1 else ""
-        lines.append(
-            f"Rates{where}: " + "; ".join(f"{claim}: {', '.join(names)}" for claim, names in each.items()) + "."
-        )
+    found = {a: contrast.exchanges[a, size].median for a in contrast.abilities if a not in MEANS}
+    said = [f"{tables.spoken(ability)} {ratio_text(rate)}" for ability, rate in found.items() if rate is not None]
+    rest = [ability for ability, rate in found.items() if rate is None]
+    if said:
+        more = f"; not defined, without a clear gain: {tables.named(rest)}" if rest else ""
+        lines.append(f"By ability{f' at size {size}' if len(rates) > 1 else ''}: {', '.join(said)}{more}.")
     return lines
+
+
+def _volumes(exchange: Exchange, contrast: Contrast) -> str:
+    """What the median is over, and at how many volumes the other source never gets there."""
+    found = [rate for rate in exchange.at.values() if rate is not None]
+    never = sum(math.isinf(rate.at_most) for rate in found)
+    short = f"; {contrast.totals[-1]:,} do not reach the score at {never} of them" if never else ""
+    return f"(median over {len(found)} volume{'s' if len(found) > 1 else ''}{short})"
 
 
 def ratio_text(ratio: Ratio | None) -> str:
@@ -204,17 +209,6 @@ def ratio_text(ratio: Ratio | None) -> str:
 def _round(value: float) -> float:
     """Three significant digits; what a rate of exchange can bear."""
     return float(f"{value:.3g}")
-
-
-def _censored(exchange: Exchange, contrast: Contrast) -> str:
-    """At how many volumes the other source never gets there."""
-    found = [ratio for ratio in exchange.at.values() if ratio is not None]
-    never = sum(math.isinf(ratio.at_most) for ratio in found)
-    if not never:
-        return ""
-    return (
-        f"; at {never} of {len(found)} volumes {contrast.totals[-1]:,} {contrast.other} records do not reach the score"
-    )
 
 
 def _late_line(contrast: Contrast) -> str:
@@ -301,7 +295,7 @@ def transfer_lines(matrix: Transfer, level: float) -> list[str]:
         ranked = sorted(own, key=lambda name: -own[name].value)
         lines.append(
             "Training on the ability itself gives "
-            + ", ".join(f"{_name(name)} {words.points(own[name])}" for name in ranked)
+            + ", ".join(f"{tables.spoken(name)} {words.points(own[name])}" for name in ranked)
             + " points."
         )
     return [*lines, _pairs_line(matrix, level)]
@@ -316,7 +310,9 @@ def _pairs_line(matrix: Transfer, level: float) -> str:
     ]
     clear = [pair for pair in pairs if pair[2].positive or pair[2].negative]
     kept = sorted((pair for pair in pairs if pair[3]), key=lambda pair: -abs(pair[2].value))
-    shown = ", ".join(f"{_name(label)} → {_name(name)} {words.points(gain)}" for label, name, gain, _ in kept[:6])
+    shown = ", ".join(
+        f"{tables.spoken(label)} → {tables.spoken(name)} {words.points(gain)}" for label, name, gain, _ in kept[:6]
+    )
     more = f" and {len(kept) - 6} more" if len(kept) > 6 else ""
     chance = (1 - level) * len(pairs)
     rule = f"at most {100 * FALSE_DISCOVERIES:.0f}% of them wrong by Benjamini and Hochberg's rule"
@@ -333,7 +329,3 @@ def _pairs_line(matrix: Transfer, level: float) -> str:
 
 def _verb(number: int) -> str:
     return "stays" if number == 1 else "stay"
-
-
-def _name(ability: str) -> str:
-    return ability.replace("_", " ")

@@ -302,7 +302,7 @@ def _transfer_figures(growth: Growth) -> list[tuple[str, Any, str, str]]:
             "when all pairs are tested at once."
         )
         title = f"Transfer between abilities: {matrix.size}"
-        found.append((f"transfer{index + 1}", figures.transfer_figure(matrix), title, caption))
+        found.append((f"transfer{index + 1}", comparison_figures.transfer_figure(matrix), title, caption))
     return found
 
 

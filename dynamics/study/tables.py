@@ -253,7 +253,13 @@ def _shown(value: Any) -> str:
     return f"{field:.3g}" if isinstance(field, float) and abs(field) < 1000 else str(field)
 
 
+def spoken(name: str) -> str:
+    """'creative_writing' -> 'creative writing', 'ceval_physician' -> 'C-Eval physician'."""
+    family, _, rest = name.replace("_", " ").partition(" ")
+    return f"C-Eval {rest}" if family == "ceval" and rest else name.replace("_", " ")
+
+
 def named(names: Iterable[str]) -> str:
     """'a, b and c' from ability names."""
-    words = [name.replace("_", " ") for name in names]
+    words = [spoken(name) for name in names]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"

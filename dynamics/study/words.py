@@ -28,11 +28,11 @@ def headlines(growth: Growth) -> list[str]:
         members = [row for row in rows if getattr(row, f"{which}_verdict") == claim]
         if members:
             ranked = sorted(members, key=lambda row: -getattr(row, which).value)
-            each = [f"{_name(row.ability)} {points(getattr(row, which))}" for row in ranked]
+            each = [f"{tables.spoken(row.ability)} {points(getattr(row, which))}" for row in ranked]
             lines.append(f"{_SAID.get(claim, claim.capitalize())}: {', '.join(each)} points per {unit}.")
     saturated = [row for row in rows if row.data_verdict.startswith("saturates")]
     if saturated:
-        each = [f"{_name(row.ability)} ({row.data_verdict.removeprefix('saturates ')})" for row in saturated]
+        each = [f"{tables.spoken(row.ability)} ({row.data_verdict.removeprefix('saturates ')})" for row in saturated]
         lines.append(f"Saturates: {', '.join(each)}.")
     both = [r.ability for r in rows if r.data_verdict.startswith("resists") and r.size_verdict.startswith("resists")]
     for claim, members in (
@@ -76,10 +76,6 @@ def _above_chance_line(growth: Growth) -> str:
         f"{len(above)} of {len(growth.abilities)} abilities are clearly above chance at {volume:,} records "
         f"for at least one size: {tables.named(above)}."
     )
-
-
-def _name(ability: str) -> str:
-    return ability.replace("_", " ")
 
 
 def percent(value: float) -> str:

@@ -186,7 +186,8 @@ def test_a_curve_that_turns_down_is_found_over_its_later_half(contrast):
 def test_the_findings_follow_from_the_intervals(contrast):
     said = " ".join(contrast_lines(contrast))
     assert "At equal volume (10–10,000 records, mean over 6 volumes) curated data score +" in said
-    assert "do not reach the score" in said
+    assert "Synthetic records needed for one curated record, overall: ≥ " in said
+    assert "; 40,960 do not reach the score at " in said
     assert "(it falls; curated from 160 on +" in said
     assert "not defined, without a clear gain: role play" in said.replace("ethics and role play", "role play")
     rows = gap_rows([contrast])

@@ -215,7 +215,7 @@ def test_labels_of_the_volume_axis_never_touch(volumes):
     ("name", "said"),
     [
         ("creative_writing", "Creative writing"),
-        ("ceval_physician", "C-Eval: physician"),
+        ("ceval_physician", "C-Eval physician"),
         ("out of domain", "Out of domain"),
     ],
 )
