@@ -126,6 +126,8 @@ def _print_table(entries: list[dict[str, Any]]) -> None:
         )  # fmt: skip
     Console(highlight=False, width=120).print(shown)
     for one in entries:
+        if "published_average" in one:
+            print(f"{one['benchmark']}: {one['published_average']:.2f} is the average that the published scorer prints")
         for name, meaning in _SHOWN_COUNTS.items():
             if one["counts"].get(name):
                 shots = "" if one["shots"] is None else f", {one['shots']} shots"

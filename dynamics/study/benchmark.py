@@ -25,7 +25,7 @@ from dynamics.errors import UserError
 from dynamics.eval.ability_eval import ItemResult, evaluate_prepared, prepare
 from dynamics.eval.benchmark_eval import Answer, PreparedTest, answers, entry, prepare_benchmark, task_rows
 from dynamics.eval.benchmarks import FAMILY, Benchmark
-from dynamics.eval.scores import aggregate
+from dynamics.eval.scores import aggregate, published_average
 from dynamics.eval.settings import PUBLISHED, Evaluation
 from dynamics.model.convert import is_model_folder
 from dynamics.model.sharding import MeshShape, make_mesh, num_row_shards
@@ -324,10 +324,12 @@ def _doit_entry(
         report(len(results))
     overall = aggregate(results)
     abilities = overall.abilities.values()
+    rules = planned.doit[0].settings.rules
     return {
         "benchmark": DOIT,
         "shots": None,
-        "rules": planned.doit[0].settings.rules,
+        "rules": rules,
+        **({"published_average": published_average(results).average} if rules == "published" else {}),
         "num_items": len(results),
         "macro": overall.score,
         "micro": sum(result.score for result in results) / len(results),
