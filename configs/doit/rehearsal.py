@@ -55,7 +55,8 @@ def rehearsed() -> Run:
         batch=Batch(documents=64, rows=64, length=128),
         budget=Budget(epochs=15),
         optimizer=PRACTICE,
-        base=Base(tokens=1_000_000, batch=Batch(rows=8, length=128), optimizer=PRACTICE),
+        # Rows longer than in tuning: five-shot questions have up to 330 tokens.
+        base=Base(tokens=1_000_000, batch=Batch(rows=3, length=384), optimizer=PRACTICE),
         evaluation=Evaluation(
             choice="generation", ties="correct", max_new_tokens=24, max_length=512, row_length=128
         ),
