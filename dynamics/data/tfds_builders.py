@@ -20,7 +20,8 @@ import numpy as np
 from dynamics.data.inputs import row_of
 from dynamics.data.sources import SPLITS, Loaded, Source, plain_text, write_rejected
 from dynamics.errors import UserError
-from dynamics.record import Record, parse_record
+from dynamics.pair import Pair
+from dynamics.record import Record, Turn, parse_record
 
 _VERSION = "1.0.0"
 _TURN_FIELDS = ("messages", "conversations")
@@ -143,19 +144,31 @@ class TfdsRecords(Source):
         return {ability: (start, stop) for ability, (start, stop) in found.items() if stop > start}
 
 
+def prepared_pairs(data_dir: str, split: str) -> Iterator[Pair]:
+    """The preference pairs of a prepared data set of dynamics.tfds_datasets, such as ultrafeedback, in its order."""
+    for row in _read_only(data_dir).as_data_source(split):
+        data = plain_row(row)
+        prompt = tuple(Turn(role=turn["role"], content=turn["content"]) for turn in data["messages"])
+        yield Pair(prompt=prompt, chosen=data["chosen"], rejected=data["rejected"], source=data["source"])
+
+
 @functools.lru_cache(maxsize=16)
 def _opened(data_dir: str) -> Any:
+    found = _read_only(data_dir)
+    features: Any = found.info.features
+    if "counts" not in (found.info.metadata or {}) or "question_format" not in features:
+        raise UserError(f"{data_dir} was not prepared by a builder of records of dynamics.tfds_datasets")
+    return found
+
+
+def _read_only(data_dir: str) -> Any:
     import tensorflow_datasets as tfds
 
     if not (Path(data_dir) / "dataset_info.json").is_file():
         raise UserError(
             f"{data_dir} holds no prepared data set; give the folder of its version, with dataset_info.json"
         )
-    found = tfds.builder_from_directory(data_dir)
-    features: Any = found.info.features
-    if "counts" not in (found.info.metadata or {}) or "question_format" not in features:
-        raise UserError(f"{data_dir} was not prepared by a builder of records of dynamics.tfds_datasets")
-    return found
+    return tfds.builder_from_directory(data_dir)
 
 
 def from_tfds(other: Any, split: str, *, ability: str | None = None) -> Iterator[Record]:

@@ -17,7 +17,7 @@ from dynamics.data.doit import Doit
 from dynamics.data.inputs import Input, pieces, read_input, read_piece, row_of, row_of_pair
 from dynamics.data.sources import SPLITS, Rejected, read_jsonl
 from dynamics.data.tfds_base import Config
-from dynamics.data.tfds_builders import TfdsRecords, plain_row
+from dynamics.data.tfds_builders import TfdsRecords, plain_row, prepared_pairs
 from dynamics.errors import UserError
 from dynamics.record import ABILITY_NAMES
 from tests.data.fake_hub import FakeHub, serving
@@ -133,6 +133,9 @@ def test_the_rows_of_a_set_are_what_the_catalogue_reads(name, tmp_path):
     if name == "ultrafeedback":
         loaded = entry(name).pairs(manual, "train")
         expected = [row_of_pair(pair, name) for pair in loaded.pairs]
+        assert tuple(prepared_pairs(builder.data_dir, "train")) == loaded.pairs
+        with pytest.raises(UserError, match="not prepared by a builder of records"):
+            TfdsRecords(data_dir=builder.data_dir).abilities()
     else:
         loaded = entry(name).read(manual, "train")
         expected = [row_of(record) for record in loaded.records]
