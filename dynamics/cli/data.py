@@ -121,7 +121,8 @@ def show(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(view, ensure_ascii=False))
     else:
-        _print_preview(view)
+        for grid in (view, *view["plus"]):
+            _print_preview(grid)
     return 0
 
 

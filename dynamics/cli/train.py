@@ -43,6 +43,12 @@ def _print_scores(options: argparse.Namespace, folder: Path, scores: dict[str, A
         mean, chance = _mean(result["scores"]), _mean(result["chance"])
         nats = sum(result["loss_sums"]) / max(1, sum(result["num_tokens"]))
         print(f"  {ability:18} score {mean:.3f} (chance {chance:.3f})  loss {nats:.3f} nats/token")
+    for found in scores.get("benchmarks", ()):
+        print(
+            f"{found['benchmark']} {found['shots']}-shot after epoch {found['epoch']:g}: mean of tasks "
+            f"{found['macro']:.3f} (chance {found['chance_macro']:.3f}), of items {found['micro']:.3f} (chance "
+            f"{found['chance_micro']:.3f})"
+        )
 
 
 def evaluate(options: argparse.Namespace) -> int:

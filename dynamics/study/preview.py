@@ -37,7 +37,7 @@ def preview(study: Study, workspace: Workspace, *, rows: int) -> dict[str, Any]:
         "abilities": [_ability_row(pool, ability, slices) for ability in abilities],
         "counts": _counts(pool, abilities),
         "samples": [part for ability in abilities for part in _samples(run, workspace, pool, ability, rows)],
-        "plus": [preview(grid, workspace, rows=rows) for grid in study.plus],
+        "plus": [preview(grid, workspace, rows=rows) for grid in study.grids()[1:]],
     }
 
 
