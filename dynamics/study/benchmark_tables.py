@@ -113,9 +113,8 @@ def _rows(
     tasks = [(task, count) for task, _, count in questions if count]
     if not tasks:
         return []
-    draws = {
-        name: _replicates(benchmark, places, tasks, bootstrap, macro=name == "macro") for name in ("macro", "micro")
-    }
+    drawn = np.concatenate([_task_weights(f"{benchmark}/{task}", count, bootstrap) for task, count in tasks], axis=1)
+    draws = {name: _replicates(places, tasks, drawn, bootstrap, macro=name == "macro") for name in ("macro", "micro")}
     index = {place: position for position, place in enumerate(places)}
     rows = []
     for (lane, reading), members in places.items():
@@ -158,9 +157,9 @@ def _rows(
 
 
 def _replicates(
-    benchmark: str,
     places: Mapping[tuple[_Lane, int], list[tuple[Result, Entry]]],
     tasks: Sequence[tuple[str, int]],
+    drawn: Float[np.ndarray, "reps items"],
     bootstrap: Bootstrap,
     *,
     macro: bool,
@@ -177,12 +176,11 @@ def _replicates(
             right[seeds.index(seed) if seed in seeds else 0, 0, index] = np.frombuffer(text.encode(), np.uint8) == ord(
                 "1"
             )
-    drawn = [_task_weights(f"{benchmark}/{task}", count, bootstrap) for task, count in tasks]
     return replicate(
         right * sizes,
         np.broadcast_to(sizes, right.shape),
         seeds=seed_weights(len(seeds), bootstrap),
-        items=np.concatenate(drawn, axis=1),
+        items=drawn,
     )[:, 0]
 
 

@@ -61,7 +61,7 @@ def _outside_line(growth: Growth) -> str:
     if not there:
         return "Out of domain: no result yet."
     slope = next(row for row in growth.sensitivities if row.ability == OUT_OF_DOMAIN)
-    change = f"; it {slope.data_verdict}, {words.points(slope.data)} points per 4× data" if slope.data else ""
+    change = f"; {slope.data_verdict}, {words.points(slope.data)} points per 4× data" if slope.data else ""
     return (
         f"Out of domain, on what nothing was trained for, the mean at size {size} ends at "
         f"{words.score_text(curve, there[-1])} (chance {words.percent(curve.chance)}){change}."
@@ -286,8 +286,8 @@ def transfer_lines(matrix: Transfer, level: float) -> list[str]:
     clear = {name: item for name, item in others.items() if item.positive or item.negative}
     rest = [name for name in others if name not in clear]
     lines = [
-        f"Size {matrix.size}, {matrix.volume:,} records of one ability or set at a time, {over}."
-        + (_sorted_out(clear, "Gain from training on others alone", "lose by it") or " None clearly gains from others.")
+        f"Trained on others alone (size {matrix.size}, {matrix.volume:,} records of one ability or set, {over})."
+        + (_sorted_out(clear, "gain", "lose") or " No ability clearly changes by it.")
     ]
     if rest and clear:
         lines.append(f"No clear change from training on others: {tables.named(rest)}.")
