@@ -252,7 +252,7 @@ def test_the_compilers_refusals_are_read(message, needed, had):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("size", ["7b", "13b", "33b"])
 def test_the_sizes_of_the_paper_fit_on_64_chips(size):
-    """The program of configs/doit/curated.py; kept in the cache folder, else minutes to compile."""
+    """64 full rows on the shapes of configs/doit/curated.py; kept in the cache folder, else minutes to compile."""
     from dynamics.losses.sft import SFT
     from dynamics.model.llama import SIZES
     from dynamics.model.sharding import MeshShape
