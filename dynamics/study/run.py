@@ -39,8 +39,8 @@ class Batch:
     """The shape of a step's batch: `rows` packed rows of `length` tokens, worked through in `micro` equal parts.
 
     A step reads as many conversations as fit. With `documents` it reads exactly so many, and what is left at the end of
-    an epoch: N records are ceil(N / documents) steps an epoch, as DoIT counts them. A run then takes as few rows as hold
-    its fullest step, and `rows` is the most it may take.
+    an epoch: N records are ceil(N / documents) steps an epoch, as DoIT counts them. A run then takes as few rows as
+    hold its fullest step, and `rows` is the most it may take.
     """
 
     rows: int = 8
