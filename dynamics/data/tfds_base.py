@@ -114,13 +114,16 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._num_shards = download_config.num_shards
         self._counts: dict[str, dict[str, int]] = {}
         self._rejected: list[Rejected] = []
+        self._files: dict[str, str] = {}
+        self._order: dict[str, int] = {}
         super()._download_and_prepare(dl_manager, download_config)
         for split in list(self._counts):
             if self._beam:
                 self._take_report(split)
         counts = {split: dict(counts) for split, counts in self._counts.items()}
         self._metadata.update(counts=counts, rejected=len(self._rejected), files=self._files)
-        lines = (json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in self._rejected)
+        in_order = sorted(self._rejected, key=lambda one: (self._order[one.file], one.line))
+        lines = (json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in in_order)
         (self.data_path / REJECTED).write_text("".join(lines), encoding="utf-8")
 
     def _example_writer(self) -> CanonicalWriter:
@@ -130,7 +133,10 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         folder = self._found(dl_manager)
         inputs = self._inputs(folder)
+        if not inputs:
+            raise UserError(f"{folder} has no files of {self.name}; {self._instructions()}")
         self._files = fingerprints(inputs)
+        self._order = {one.path: number for number, one in enumerate(inputs)}
         found = {}
         for split in SPLITS:
             of_split = [one for one in inputs if one.split == split]

@@ -100,6 +100,23 @@ def test_each_configuration_of_doit_has_its_own_records(published, tmp_path, con
     assert ("train" in splits) == bool(train)
 
 
+def test_the_first_lines_may_be_bad_and_a_split_without_rows_is_left_out(tmp_path):
+    bad = {"messages": []}
+    (tmp_path / "code_train.jsonl").write_text(jsonl(bad, row("q", 0), bad))
+    (tmp_path / "code_valid.jsonl").write_text(jsonl(bad))
+    (tmp_path / "code_test.jsonl").write_text(jsonl(bad, row("t", 0)))
+    builder = tfds.builder("jsonl_folder", config=Config(name="bad", folder=str(tmp_path)), data_dir=tmp_path / "tfds")
+    builder.download_and_prepare()
+    assert builder.info.metadata["counts"] == {"train": {"code": 1}, "test": {"code": 1}}
+    found = [json.loads(line) for line in (Path(builder.data_dir) / "rejected.jsonl").read_text().splitlines()]
+    places = [(Path(one["file"]).stem, one["line"]) for one in found]
+    assert sorted(places) == [("code_test", 1), ("code_train", 1), ("code_train", 3), ("code_valid", 1)]
+    assert places.index(("code_train", 3)) == places.index(("code_train", 1)) + 1
+    error = Config(name="strict", folder=str(tmp_path), on_bad_record="error")
+    with pytest.raises(UserError, match=r"code_train.jsonl:1: messages is a list of 0"):
+        tfds.builder("jsonl_folder", config=error, data_dir=tmp_path / "tfds").download_and_prepare()
+
+
 SETS = {
     "conifer": ("train_sft.jsonl", {"prompt": "q", "messages": row("q", 0)["messages"], "type": "easy"}),
     "alpaca": ("alpaca_data.jsonl", {"instruction": "add", "input": "1 1", "output": "2"}),
@@ -175,6 +192,9 @@ def test_other_files_are_not_taken_for_the_prepared_ones(published, tmp_path):
 def test_without_files_the_instructions_are_told(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"manual_dir .* is no folder; Copy the data set ChiyuSONG"):
         prepared("doit/synthetic", tmp_path / "none", tmp_path)
+    (tmp_path / "other.txt").touch()
+    with pytest.raises(UserError, match="has no files of conifer; Copy into manual_dir: "):
+        prepared("conifer", tmp_path, tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids to download them; Copy into manual_dir: "):
         tfds.builder("alpaca", data_dir=tmp_path).download_and_prepare()
