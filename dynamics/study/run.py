@@ -31,7 +31,7 @@ from dynamics.model.sharding import MeshShape
 from dynamics.train.optimizer import PRACTICE, Optimizer
 
 # Part of every name of a cell, base model and token cache. Raise it when the same settings would give other numbers.
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
