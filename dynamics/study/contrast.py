@@ -232,12 +232,11 @@ def _exchange(
             total = columns[int(index)]
             if interval(first[:, index] - base, level=level).positive:
                 ends = reach(second[:, known], volumes[known], first[:, index])
-                at[total] = ratio([ends], [total], largest=columns[int(known[-1])], level=level)
+                at[total] = ratio([ends], [total], level=level)
                 ranges.append(ends)
                 counted.append(total)
-    largest = columns[int(known[-1])] if len(known) else 0
     return Exchange(
         at=at,
-        median=ratio(ranges, counted, largest=largest, level=level),
+        median=ratio(ranges, counted, level=level),
         over="the model before tuning" if has_base else "chance",
     )

@@ -28,15 +28,13 @@ class Ratio:
     """Records of the other source that equal one: the estimate's range, and the interval around it.
 
     at_least and at_most are equal where the estimate is not censored; at_most is infinite where the score was never
-    reached, at_least is 0 where the smallest volume already reaches it. The same holds for low and high. `bound` is
-    the largest ratio that the volumes could have shown.
+    reached, at_least is 0 where the smallest volume already reaches it. The same holds for low and high.
     """
 
     at_least: float
     at_most: float
     low: float
     high: float
-    bound: float
 
     @property
     def exact(self) -> bool:
@@ -68,7 +66,7 @@ def reach(
     return np.stack([np.where(never, totals[-1], low), np.where(never, np.inf, high)])
 
 
-def ratio(ranges: Sequence[Ranges], volumes: Sequence[int], *, largest: int, level: float) -> Ratio | None:
+def ratio(ranges: Sequence[Ranges], volumes: Sequence[int], *, level: float) -> Ratio | None:
     """The median over several volumes of the first source, draw by draw; of one volume, its own ratio."""
     if not ranges:
         return None
@@ -80,7 +78,6 @@ def ratio(ranges: Sequence[Ranges], volumes: Sequence[int], *, largest: int, lev
         at_most=float(high[0]),
         low=float(np.quantile(low[1:], tails[0], method="lower")),
         high=float(np.quantile(high[1:], tails[1], method="higher")),
-        bound=largest / min(volumes),
     )
 
 

@@ -101,13 +101,13 @@ def test_a_curve_is_reached_where_it_first_is_and_a_later_fall_does_not_undo_it(
 
 def test_the_median_of_censored_rates_keeps_its_bounds():
     known, never, soon = (np.array([[low] * 5, [high] * 5]) for low, high in ((80.0, 80.0), (640.0, math.inf), (0, 10)))
-    found = ratio([known, never, never], [10, 20, 40], largest=640, level=0.95)
+    found = ratio([known, never, never], [10, 20, 40], level=0.95)
     assert found is not None
     assert (found.at_least, found.at_most, found.high) == (16.0, math.inf, math.inf)  # of 8, >= 32 and >= 16
-    even = ratio([known, soon], [10, 10], largest=640, level=0.95)
+    even = ratio([known, soon], [10, 10], level=0.95)
     assert even is not None
     assert (even.at_least, even.at_most) == (0.0, pytest.approx(math.sqrt(8.0)))  # of 8 and <= 1
-    assert ratio([], [], largest=640, level=0.95) is None
+    assert ratio([], [], level=0.95) is None
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_the_median_of_censored_rates_keeps_its_bounds():
     ],
 )
 def test_a_rate_says_what_it_does_not_know(at_least, at_most, low, high, said):
-    found = Ratio(at_least=at_least, at_most=at_most, low=low, high=high, bound=100.0)
+    found = Ratio(at_least=at_least, at_most=at_most, low=low, high=high)
     assert ratio_text(found).replace("\N{NO-BREAK SPACE}", " ") == said
 
 
