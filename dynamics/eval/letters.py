@@ -4,8 +4,8 @@ Prompts that begin alike share the computation of their beginning (`shared_prefi
 left of them is packed into rows. The head is applied at the last token of each prompt, to the letters' columns alone.
 `one_by_one` is the slow, clear version that everything else must agree with.
 
-A wave is one group on each row shard of the mesh: its prefixes, then its rows in batches whose shapes are few (rows are
-a power of two), so that a program serves many of them.
+A wave is one group on each row shard of the mesh: its prefixes, then its rows in batches. Shapes are few, because
+compiling a program for each takes longer than a small model's whole test.
 """
 
 import bisect
@@ -180,7 +180,7 @@ def wave_batches(
 def _class_batches(
     wave: Wave, rest: list[list[np.ndarray]], chosen: list[list[int]], *, length: int, most_rows: int
 ) -> Iterator[Batch]:
-    """First fit, longest first, on each shard; then rows in runs of a power of two, the same run of every shard."""
+    """First fit, longest first, on each shard; then rows in runs of `most_rows`, at the end of a quarter of them."""
     packed: list[list[Any]] = []  # of each shard: (row, prompt, its tokens, offset, segment) in the order of rows
     for group, texts, places in zip(wave.groups, rest, chosen, strict=True):
         places = sorted(places, key=lambda i: -len(texts[i]))
@@ -191,9 +191,9 @@ def _class_batches(
             [(row, int(group.members[i]), texts[i], offset, segment) for row, offset, segment, i in sorted(where)]
         )
     used = max(1 + shard[-1][0] if shard else 0 for shard in packed)
-    largest, start = 1 << (most_rows.bit_length() - 1), 0
+    few, start = max(1, most_rows // 4), 0
     while start < used:
-        rows = min(largest, 1 << ((used - start).bit_length() - 1))
+        rows = most_rows if used - start > most_rows // 2 else few
         bounds = [
             [bisect.bisect_left(shard, row, key=itemgetter(0)) for row in (start, start + rows)] for shard in packed
         ]

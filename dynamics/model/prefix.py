@@ -18,6 +18,8 @@ Caches = (
     Any  # keys and values [s, p, k, c] of every layer: a list of pairs, or one pair stacked where layers are scanned
 )
 
+MOST_BLOCKS = 4  # of queries in a row; an eighth of its scores are masked in vain, a sixteenth with eight blocks
+
 _ROWS = ("batch", "whole_length", "channels")
 _KEYS = ("batch", "whole_length", "kv_heads", "head_dim")
 
@@ -62,12 +64,14 @@ def hidden_after(
     """
     config = model.config
     rope = rope_angles(config, positions)
+    # Each block is written out in the program, and small models take longer to compile than to compute.
+    block_size = max(config.attention_block, tokens.shape[1] // MOST_BLOCKS)
 
     def layer(x: Array, block: Block, cache: tuple[Array, Array], index: Array | None = None) -> Array:
         query, key, value = project_qkv(block, x, rope)
         query = constrain(query, ("batch", "whole_length", "heads", "head_dim"))
         key, value = constrain(key, _KEYS), constrain(value, _KEYS)
-        mixed = branch_attention(query, key, value, segments, *cache, lengths, block=config.attention_block)
+        mixed = branch_attention(query, key, value, segments, *cache, lengths, block=block_size)
         if index is not None:
             return finish_block(block, picked(x, index), picked(mixed, index))
         return constrain(finish_block(block, x, mixed), _ROWS)
