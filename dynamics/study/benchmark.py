@@ -32,8 +32,9 @@ from dynamics.model.sharding import MeshShape, make_mesh, num_row_shards
 from dynamics.record import Record
 from dynamics.study.folder import claim, read_json, write_json
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import RESULTS_VERSION
 from dynamics.study.score import Appender, Scoring, Subject, open_subject
+
+LINES_VERSION = 1  # raised when the same model and prompts would give other lines
 
 Key = tuple[str, int | None, str]  # benchmark, shots, id of the question
 Report = Callable[[int, int], None]  # (questions done, questions there are)
@@ -72,7 +73,7 @@ class BenchmarkPass:
         assert subject.tokenizer is not None
         records = [(test.ability, test.settings, [record.id for record in test.records]) for test in self.doit]
         return {
-            "version": RESULTS_VERSION,
+            "version": LINES_VERSION,
             "model": subject.identity,
             "template": config.to_plain(subject.template),
             "tokenizer": subject.tokenizer.fingerprint,
