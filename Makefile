@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 PARITY := .venv-parity
+BEAM := .venv-beam
 PIP := -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 STUDY ?= configs/practice.py
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-slow check format setup docs benchmark parity smollm2 clean
+.PHONY: help study test test-slow check format setup docs benchmark parity beam smollm2 clean
 
 help: ## show this help
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort
@@ -67,5 +68,10 @@ parity: ## compare with transformers and torch, live, in an environment of their
 	@$(PARITY)/bin/python -m pip install --disable-pip-version-check --quiet -r tests/parity/requirements.txt
 	$(PARITY)/bin/python -m pytest -v tests/parity
 
+beam: ## the tests of Apache Beam, in an environment of their own (0.6 GB)
+	@test -x $(BEAM)/bin/python || "$(PYTHON)" -m venv $(BEAM)
+	@$(BEAM)/bin/python -m pip install --disable-pip-version-check --quiet -r tests/data/beam/requirements.txt
+	$(BEAM)/bin/python -m pytest -v tests/data/beam
+
 clean: ## remove the environment, caches and built documentation (results/ stays)
-	rm -rf $(VENV) $(PARITY) docs/_build .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PARITY) $(BEAM) docs/_build .pytest_cache .ruff_cache

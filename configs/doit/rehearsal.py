@@ -21,10 +21,11 @@ import dataclasses
 import runpy
 from pathlib import Path
 
-from dynamics.data.recipes import Maximum, Reconstruct
+from dynamics.data.recipes import Maximum, Recipe, Reconstruct
 from dynamics.data.rehearsal import DoitRehearsal
 from dynamics.eval.ability_eval import Evaluation
-from dynamics.eval.benchmarks import AgiEval, Cmmlu
+from dynamics.eval.benchmarks import AgiEval, Benchmark, Cmmlu
+from dynamics.model.llama import LlamaConfig
 from dynamics.study.grid import Study
 from dynamics.study.run import Base, Batch, Budget, Run
 from dynamics.train.optimizer import PRACTICE
@@ -35,16 +36,20 @@ VOLUMES = (1, 2, 4, 8, 16, FIRST)  # of each ability
 SYNTHETIC_VOLUMES = (10, 20, 40, 80, 160, 10 * FIRST, 40_960 // SCALE)
 SIZES = ("0.1m", "0.2m", "0.6m")
 SEEDS = (0, 1, 2)
-RECIPES = tuple(
-    dataclasses.replace(recipe, few=64 // SCALE, capped=(("creative_writing", FIRST),))
-    for recipe in (
-        Reconstruct(total=10 * FIRST),
-        Maximum(),
-        Maximum(synthetic=2560 // SCALE),
-        Maximum(synthetic=40_960 // SCALE),
-    )
-)
 BENCHMARKS = (Cmmlu(data_dir="{data_dir}/cmmlu"), AgiEval(data_dir="{data_dir}/agieval"))
+
+
+def recipes(scale: int) -> tuple[Recipe, ...]:
+    """The mixtures of the paper, every number of records divided by `scale`."""
+    first = 1000 // scale
+    made = (
+        Reconstruct(total=10 * first),
+        Maximum(),
+        Maximum(synthetic=2560 // scale),
+        Maximum(synthetic=40_960 // scale),
+    )
+    few, capped = max(1, 64 // scale), (("creative_writing", first),)
+    return tuple(dataclasses.replace(recipe, few=few, capped=capped) for recipe in made)
 
 
 def rehearsed() -> Run:
@@ -70,9 +75,10 @@ def rehearsed() -> Run:
 def study(
     run: Run | None = None,
     *,
-    sizes: tuple[str, ...] = SIZES,
+    sizes: tuple[str | LlamaConfig, ...] = SIZES,
     volumes: tuple[int, ...] = VOLUMES,
     synthetic_volumes: tuple[int, ...] = SYNTHETIC_VOLUMES,
+    benchmarks: tuple[Benchmark, ...] = BENCHMARKS,
     seeds: tuple[int, ...] = SEEDS,
 ) -> Study:
     """The four grids of the paper's configs in one folder; the arguments make smaller cuts of it."""
@@ -85,7 +91,8 @@ def study(
     grids = (
         synthetic["grid"](run, sizes=sizes[:2], volumes=synthetic_volumes, seeds=seeds),
         mixtures["grid"](
-            run, sizes=sizes[:1], volume=volumes[-1], recipes=RECIPES, benchmarks=BENCHMARKS, seeds=seeds
+            run, sizes=sizes[:1], volume=volumes[-1], recipes=recipes(run.source.scale), benchmarks=benchmarks,
+            seeds=seeds,
         ),
         transfer["grid"](run, sizes=middle, volume=volumes[-1], seeds=seeds),
     )  # fmt: skip

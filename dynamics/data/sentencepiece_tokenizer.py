@@ -72,6 +72,11 @@ def train(texts: Iterable[str], *, vocab_size: int) -> SentencePieceTokenizer:
     # Loaded only when needed: everyone who only reads settings skips a native library.
     import sentencepiece
 
+    if sentencepiece.__version__.startswith(("0.1.", "0.2.0", "0.2.1")):
+        raise UserError(
+            f"sentencepiece {sentencepiece.__version__} is here, which ends the process when it trains with these "
+            "settings; install 0.2.3 or newer (the extra 'beam' holds it back), or give a trained tokenizer"
+        )
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
