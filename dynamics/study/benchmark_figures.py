@@ -42,7 +42,8 @@ def tasks_figure(one: Mapping[str, Any]) -> Figure:
         axes.set_xlim(0, max(0.6, 1.02 * max(wilson(row["accuracy"], row["n"])[1] for row in rows)))
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         shots = "" if one["shots"] is None else f", {one['shots']} shots"
-        axes.set_title(f"{one['benchmark']}{shots}: mean of tasks {one['macro']:.1%}, chance {one['chance_macro']:.1%}")
+        title = f"{one['benchmark']}{shots}: mean of tasks {one['macro']:.1%}, chance {one['chance_macro']:.1%}"
+        figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=9.5, fontweight="bold")
         axes.set_xlabel("accuracy (items in brackets)")
         handles = [
             Line2D([], [], color=ACCENT, marker="o", markersize=4, label="95% interval above chance"),
