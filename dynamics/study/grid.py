@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -57,17 +58,21 @@ class Study:
     def cells(self) -> tuple[Cell, ...]:
         """All cells, each once, in the order of the axes, grid after grid.
 
-        A run that another grid repeats with benchmarks is trained once, with them.
+        A run that several grids hold with other benchmarks is trained once and reads them all. Raises UserError for two
+        runs that differ in something that no coordinate names: a report could not tell them apart.
         """
-        cells: dict[str, Cell] = {}  # by the name without benchmarks
-        budgets = any(grid.budgets for grid in self.grids())
+        runs: dict[str, Run] = {}  # by the name without benchmarks
         for run in self.runs():
+            bare = cell_id(dataclasses.replace(run, benchmarks=()))
+            runs[bare] = _with_benchmarks_of(runs[bare], run) if bare in runs else run
+        budgets = any(grid.budgets for grid in self.grids()) or len({run.budget for run in runs.values()}) > 1
+        cells: dict[str, Cell] = {}  # by coordinates
+        for run in runs.values():
             coords = coordinates(run) | ({"budget": budget_name(run.budget)} if budgets else {})
-            key = cell_id(dataclasses.replace(run, benchmarks=()))
-            if key not in cells or (run.benchmarks and not cells[key].run.benchmarks):
-                cells[key] = Cell(id=cell_id(run), coords=coords, run=run)
-            elif run.benchmarks and run.benchmarks != cells[key].run.benchmarks:
-                cells[cell_id(run)] = Cell(id=cell_id(run), coords=coords, run=run)
+            place = json.dumps(coords, sort_keys=True)
+            if place in cells:
+                raise UserError(_told_apart_by_nothing(self.name, cells[place], run))
+            cells[place] = Cell(id=cell_id(run), coords=coords, run=run)
         return tuple(cells.values())
 
     def grids(self) -> tuple["Study", ...]:
@@ -117,6 +122,28 @@ class Study:
         sources = tuple(change(dataclasses.replace(self.run, source=source)).source for source in self.sources)
         plus = tuple(grid.map_runs(change) for grid in self.plus)
         return dataclasses.replace(self, run=changed, sources=sources, plus=plus)
+
+
+def _with_benchmarks_of(one: Run, other: Run) -> Run:
+    """The same run with the benchmarks of both, read wherever one of them reads."""
+    if not (one.benchmarks and other.benchmarks):
+        return one if one.benchmarks else other
+    return dataclasses.replace(
+        one,
+        benchmarks=tuple(dict.fromkeys(one.benchmarks + other.benchmarks)),
+        benchmark_at=tuple(sorted({*one.benchmark_at, *other.benchmark_at})),
+    )
+
+
+def _told_apart_by_nothing(study: str, there: Cell, run: Run) -> str:
+    differ = [
+        field.name for field in dataclasses.fields(Run) if getattr(run, field.name) != getattr(there.run, field.name)
+    ]
+    where = ", ".join(f"{name} {value}" for name, value in there.coords.items() if value is not None)
+    return (
+        f"study {study!r} holds two runs at {where}, which differ in {', '.join(differ)}; no axis is of these, so a "
+        "report could not tell them apart: put them into two studies, or give their sources other names"
+    )
 
 
 def coordinates(run: Run) -> dict[str, Any]:

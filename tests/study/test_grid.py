@@ -7,8 +7,11 @@ import pytest
 from dynamics import config
 from dynamics.data.mixture import Blocked, Interleaved
 from dynamics.data.practice import Practice
+from dynamics.data.practice.world import world
 from dynamics.data.recipes import Maximum
+from dynamics.data.rehearsal.benchmark_files import write_benchmarks
 from dynamics.errors import UserError
+from dynamics.eval.benchmarks import AgiEval, Cmmlu
 from dynamics.model.llama import SIZES
 from dynamics.model.sharding import MeshShape
 from dynamics.study.coordinator import choose_way
@@ -84,6 +87,29 @@ def test_a_union_of_grids_is_one_study_whose_cells_come_once():
 def test_a_budget_axis_of_one_grid_is_a_coordinate_of_all():
     study = dataclasses.replace(STUDY, plus=(dataclasses.replace(STUDY, budgets=(Budget(updates=9),)),))
     assert all("budget" in cell.coords for cell in study.cells())
+
+
+def test_a_run_with_benchmarks_in_several_grids_is_one_cell_that_reads_them_all(tmp_path):
+    write_benchmarks(tmp_path, world(0))
+    cmmlu, agieval = Cmmlu(data_dir=str(tmp_path / "cmmlu")), AgiEval(data_dir=str(tmp_path / "agieval"))
+    plain = Study(name="plain", run=RUN, base_cells=False)
+    one = dataclasses.replace(plain, run=changed(RUN, benchmarks=(cmmlu,)))
+    other = dataclasses.replace(plain, run=changed(RUN, benchmarks=(agieval,), benchmark_at=(0.5, 1.0)))
+    (cell,) = dataclasses.replace(plain, plus=(one, other)).cells()
+    assert cell.run.benchmarks == (cmmlu, agieval)
+    assert cell.run.benchmark_at == (0.5, 1.0)
+
+
+def test_runs_that_no_coordinate_tells_apart_are_refused_before_anything_is_trained():
+    other = Study(name="other", run=changed(RUN, choose="last"), base_cells=False)
+    with pytest.raises(UserError, match=r"two runs at size tiny, volume 2.* differ in choose; .* two studies"):
+        Study(name="one", run=RUN, base_cells=False, plus=(other,)).cells()
+
+
+def test_budgets_of_several_grids_are_a_coordinate():
+    longer = Study(name="other", run=changed(RUN, budget=Budget(updates=9)), base_cells=False)
+    cells = Study(name="one", run=RUN, base_cells=False, plus=(longer,)).cells()
+    assert [cell.coords["budget"] for cell in cells] == ["updates 4", "updates 9"]
 
 
 def test_base_cells_follow_no_recipe():
