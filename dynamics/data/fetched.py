@@ -4,10 +4,12 @@ fetched.json says the repository, the commit, and each file's bytes and SHA-256.
 it has them, are compared in the same way.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -154,7 +156,10 @@ def refuse_foreign(path: Path, digest: str, *, sha256: bool) -> None:
 
 
 def unpack(entry: Entry, home: Path) -> Iterator[FetchedFile]:
-    """The files of the entry's zip file, unpacked where they are not yet; names that lead outside are refused."""
+    """The files of the entry's zip file, unpacked where they are not yet; names that lead outside are refused.
+
+    A file that is there already must have the size and the CRC-32 that the zip file says.
+    """
     if not entry.archive:
         return
     try:
@@ -166,12 +171,29 @@ def unpack(entry: Entry, home: Path) -> Iterator[FetchedFile]:
                     raise UserError(
                         f"{home / entry.archive} has a file {member.filename!r} outside its folder; delete it"
                     )
-                if not (home / member.filename).is_file():
-                    archive.extract(member, home)
+                path = home / member.filename
+                if not path.is_file():
+                    write_file(path, archive.read(member))
+                elif (path.stat().st_size, _crc32(path)) != (member.file_size, member.CRC):
+                    raise UserError(
+                        f"{path} is not the file of {entry.archive}: it was cut or changed; delete it and fetch again"
+                    )
                 file = measured(home, member.filename)
                 yield FetchedFile(**{**asdict(file), "archive": entry.archive})
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{home / entry.archive} is a damaged zip file ({error}); delete it and fetch again") from None
+    except OSError as error:
+        raise UserError(
+            f"{home / entry.archive} cannot be unpacked: {error.strerror or error}; check its permissions and the disk"
+        ) from None
+
+
+def _crc32(path: Path) -> int:
+    state = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            state = zlib.crc32(chunk, state)
+    return state
 
 
 def measured(home: Path, path: str) -> FetchedFile:
@@ -196,7 +218,8 @@ def write_file(path: Path, data: bytes) -> None:
             f"{path} cannot be written: {error.strerror or error}; free space or give another folder"
         ) from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file stands where its folder goes
+            unfinished.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:

@@ -234,6 +234,34 @@ def test_a_zip_file_is_unpacked_and_its_files_are_compared_too(hub: FakeHub, tmp
     assert not hub.asked
 
 
+def test_what_was_cut_while_it_was_unpacked_is_not_taken_for_good(hub: FakeHub, tmp_path: Path):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("dev/law_dev.csv", "id,question\n0,a\n")
+    hub.files["all.zip"] = packed.getvalue()
+    zipped = set_(files=("all.zip",), archive="all.zip", splits={"dev": ("dev/*",)})
+    file = tmp_path / "set/dev/law_dev.csv"
+    file.parent.mkdir(parents=True)
+    for text in ("id,question\n", "id,question\n0,b\n"):  # cut; of the same size and with other bytes
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=r"law_dev\.csv is not the file of all\.zip: it was cut or changed"):
+            fetch(zipped, tmp_path)
+    file.unlink()
+    assert fetch(zipped, tmp_path).files
+    assert not [path for path in file.parent.iterdir() if path != file]
+
+
+def test_a_folder_that_cannot_be_unpacked_into_is_said(hub: FakeHub, tmp_path: Path):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("dev/law_dev.csv", "id,question\n0,a\n")
+    hub.files["all.zip"] = packed.getvalue()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/dev").write_text("a file where the folder goes", encoding="utf-8")
+    with pytest.raises(UserError, match=r"law_dev\.csv cannot be written"):
+        fetch(set_(files=("all.zip",), archive="all.zip", splits={"dev": ("dev/*",)}), tmp_path)
+
+
 def test_a_zip_file_that_leads_outside_is_refused(hub: FakeHub, tmp_path: Path):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
