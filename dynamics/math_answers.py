@@ -19,7 +19,8 @@ def same_value(one: str, other: str) -> bool:
 
     Numbers are compared by value: exactly where they are rational (0.5, 1/2, \frac12, 1\frac{1}{2} and 3/2; 1,234 and
     1234; 3万 and 30000; 2^3 and 8), to 12 digits where roots and pi make them irrational (\sqrt{12} and 2\sqrt{3}), and
-    an irrational number never equals a decimal. Bare lists and sets are compared without order, as solutions of an
+    an irrational number never equals a decimal. A comma of thousands has no space after it: 1, 100 and 1、100 are two
+    numbers, and 1,100 may be either. Bare lists and sets are compared without order, as solutions of an
     equation; points and intervals in order, with their brackets. Units go (12元 is 12), different ones too: 5元 is 5角.
     A percent sign goes too, so 50% is 50 and not 0.5. All else is compared as normalised text: x + 1 is not 1 + x.
 
@@ -33,8 +34,10 @@ def same_value(one: str, other: str) -> bool:
 
 def _same(left: str, right: str) -> bool:
     left, right = (_NAME.sub("", text) for text in (left, right))
-    if left == right or not left or not right:
-        return left == right != ""
+    if not left or not right:
+        return False
+    if left.replace(_MARK, ",") == right.replace(_MARK, ","):
+        return True
     value, other = _value(left), _value(right)
     if value is not None and other is not None:
         if isinstance(value, Fraction) or isinstance(other, Fraction):
@@ -63,18 +66,24 @@ def _same_set(parts: list[str], others: list[str]) -> bool:
 
 _LONGEST = 300  # characters of an answer that is looked into; a model that runs on writes longer ones
 _UNION = "\\cup"
-_NAME = re.compile(r"^[A-Za-z](?:_?\w)?=")  # of the unknown: x=, x_1=, S=
+_NAME = re.compile(r"^[A-Za-z](?:_?\w)?(?:=|\\in(?!fty|t))")  # of the unknown: x=, x_1=, S=, x\in
+_MARK = "、"  # between elements for sure, where a comma may be of thousands
 _SIGNS = str.maketrans(
     {"−": "-", "×": "\\times", "·": "\\cdot", "÷": "\\div", "π": "\\pi", "∞": "\\infty", "∪": "\\cup", "±": "\\pm",
-     "²": "^2", "³": "^3", "、": ",", "≤": "\\le", "≥": "\\ge", "∅": "\\emptyset"}
+     "²": "^2", "³": "^3", "≤": "\\le", "≥": "\\ge", "∅": "\\emptyset",
+     "∈": "\\in"}
 )  # fmt: skip
-_UNITS = "mm|cm|dm|km|kg|mg|ml|mL|min|hours?|days?|years?|feet|foot|inch(?:es)?|miles?|dollars?|cents?|degrees?|units?"
+_UNITS = (
+    "mm|cm|dm|km|kg|mg|ml|mL|min|seconds?|minutes?|hours?|days?|weeks?|months?|years?|feet|foot|inch(?:es)?|miles?|"
+    "(?:centi|kilo)?met(?:er|re)s?|(?:kilo)?grams?|lit(?:er|re)s?|dollars?|cents?|yuan|degrees?|units?"
+)
 _LAST_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf)\s*\{\s*([^{}]*)\}(?:\^\s*\{?[23]\}?)?\s*$")
 _REWRITES = tuple(
     (re.compile(pattern), becomes)
     for pattern, becomes in (
         (r"√\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
         (r"√\s*(?=[({])", r"\\sqrt"),
+        (r",(?:\s|~|\\ |\\quad(?![A-Za-z]))+", _MARK),
         (r"\\(?:left|right|!|,|;|:|quad|displaystyle)(?![A-Za-z])|\\ |~", ""),
         (r"\\[%$]|[%$°]|\^\s*\{?\\circ\}?|\\degree", ""),
         (r"\{,\}", ","),
@@ -83,12 +92,13 @@ _REWRITES = tuple(
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset"),
-        (r"\\(?:text|mathrm)\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|或者?|和|以及", ","),
+        (r"\\(?:text|mathrm)\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|或者?|和|以及", _MARK),
         (r"^([-+]?\d+)\s+(\d+)/(\d+)$", r"\1\\frac{\2}{\3}"),
         (rf"(?<=[\d}}])\s*(?:{_UNITS}|(?<=\s)[mgsh])\.?(?:\^\s*\{{?[23]\}}?)?$", ""),
         (r"\s+", ""),
+        (rf"(?:^|(?<=[(\[,=:{_MARK}]))\+(?=\\infty)", ""),
         (rf"^((?:{NUMBER})(?:/\d+)?)(?!.*{MULTIPLIER}){_CHINESE_UNIT}$", r"\1"),
-        (rf"^((?:{NUMBER})[万亿])(?:元|人|个|米|千米|公里|吨)$", r"\1"),
+        (rf"^((?:{NUMBER})(?:[万亿百]|千(?!米))+)(?:元|人|个|米|千米|公里|吨)$", r"\1"),
         (r"\\?sqrt\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\sqrt([^{\[\\])", r"\\sqrt{\1}"),
         (r"\\frac([^{\\])([^{\\])", r"\\frac{\1}{\2}"),
@@ -103,9 +113,7 @@ _REWRITES = tuple(
 
 def _normalise(text: str) -> str:
     text = unicodedata.normalize("NFKC", text.strip().translate(_SIGNS)).replace("\u2044", "/").rstrip("。.")
-    text = re.sub(
-        r"\\(?:text|mathrm|mbox|textbf)\s*\{\s*([^{}]*)\}(?:\^\s*\{?[23]\}?)?\s*$", lambda m: _unit(text, m), text
-    )
+    text = _LAST_TEXT.sub(lambda found: _unit(text, found), text)
     for pattern, becomes in _REWRITES:
         text = pattern.sub(becomes, text.strip())
     return text
@@ -123,18 +131,28 @@ def _parts(text: str) -> tuple[str, list[str]]:
         return _UNION, pieces
     if text.startswith("\\{") and text.endswith("\\}"):
         return "", _solutions(text[2:-2])
+    if text[0] == "{" and _closing(text) == len(text) - 1:
+        return "", _solutions(text[1:-1])
     if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _closing(text) == len(text) - 1:
-        inside = _split(text[1:-1], ",")
+        inside = _listed(text[1:-1])
         return ("", [text]) if len(inside) == 1 else (text[0] + text[-1], inside)
     return "", _solutions(text)
 
 
 def _solutions(text: str) -> list[str]:
     found = []
-    for part in _split(text, ","):
+    for part in _listed(text):
         signs = ("+", "-") if part.count("\\pm") == 1 else ("",)
         found += [part.replace("\\pm", sign) for sign in signs]
     return found
+
+
+def _listed(text: str) -> list[str]:
+    """The elements between marks. Beside a sure mark a comma may be of thousands: 1,100、200 are two, 1,100 are too."""
+    parts = _split(text, _MARK)
+    if len(parts) == 1:
+        return _split(text, ",")
+    return [one for part in parts for one in ([part] if _value(part) is not None else _split(part, ","))]
 
 
 def _closing(text: str) -> int:
@@ -161,13 +179,13 @@ def _split(text: str, mark: str) -> list[str]:
 # --- the value of a constant --------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(
-    r"\\frac|\\sqrt|\\pi|\\cdot|\\times|\\div|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+|[-+*/^(){}\[\]万亿]"
+    r"\\frac|\\sqrt|\\pi|\\cdot|\\times|\\div|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+|[-+*/^(){}\[\]万亿千百]"
 )
 
 
 def _value(text: str) -> Fraction | float | None:
     """The value of a constant expression: exact where it is rational, a float with roots and pi; None for all else."""
-    if "," in text and text[0] in "([":
+    if "," in text and text[0] in "([{":
         return None
     tokens = _TOKEN.findall(text)
     if "".join(tokens) != text:
@@ -177,6 +195,9 @@ def _value(text: str) -> Fraction | float | None:
         return value if isinstance(value, Fraction) or math.isfinite(value) else None
     except (IndexError, ValueError, ZeroDivisionError, OverflowError, RecursionError):
         return None
+
+
+_ZEROS = {"百": 2, "千": 3, "万": 4, "亿": 8}
 
 
 class _Constant:
@@ -238,8 +259,11 @@ class _Constant:
         self.place += 1
         if token[:1].isdigit() or token[:1] == ".":
             value = Fraction(token.replace(",", ""))
-            while self.tokens[self.place] in ("万", "亿"):
-                value *= 10**4 if self.take("万", "亿") == "万" else 10**8
+            while (zeros := _ZEROS.get(self.tokens[self.place])) is not None:
+                value *= 10**zeros
+                self.place += 1
+                if self.tokens[self.place][:1].isdigit():  # 3万5千 is no product
+                    raise ValueError
             return value
         if token == "\\pi":
             return math.pi

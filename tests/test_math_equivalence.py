@@ -39,6 +39,13 @@ CASES = {
         ("1,234.50", "1234.5", YES, NO),
         ("12,34", "1234", NO),
         ("10,000", "1,000", NO),
+        ("1、100", "1100", NO),
+        ("1, 100", "1100", NO),
+        ("1和100", "1100", NO),
+        ("1或100", "1100", NO),
+        ("1\\text{ or }100", "1100", NO),
+        ("1, 100", "100、1", YES, NO),
+        ("1,100、200", "200, 1100", YES, NO),
     ],
     "fractions": [
         ("1/2", "\\frac{1}{2}", YES),
@@ -93,6 +100,14 @@ CASES = {
         ("3千", "3", NO),
         ("3个半", "3", NO),
         ("2亿", "200000000", YES, NO),
+        ("3千", "3000", YES, NO),
+        ("3千元", "3000元", YES, NO),
+        ("3千克", "3", YES, NO),
+        ("3万千米", "30000", YES, NO),
+        ("3千万", "30000000", YES, NO),
+        ("3千5", "15000", NO),
+        ("5 minutes", "5", YES, NO),
+        ("30 seconds", "30", YES, NO),
     ],
     "degrees and times": [
         ("90^\\circ", "90", YES, NO),
@@ -185,6 +200,15 @@ CASES = {
         ("\\{1,2,3\\}", "\\{1,2\\}", NO),
         ("\\emptyset", "\\varnothing", YES, NO),
         ("∅", "\\{\\}", YES, NO),
+        ("(2,+\\infty)", "(2,\\infty)", YES, NO),
+        ("[2,+∞)", "[2,\\infty)", YES, NO),
+        ("(2,+\\infty)", "(2,-\\infty)", NO),
+        ("\\{1,2\\}", "{1,2}", YES, NO),
+        ("{1,2}", "2,1", YES, NO),
+        ("{1,234}", "1234", NO),
+        ("x \\in (0,1)", "(0,1)", YES, NO),
+        ("x∈[0,1)", "[0,1)", YES, NO),
+        ("x \\in (0,1)", "[0,1)", NO),
     ],
     "expressions": [
         ("x=5", "5", YES, NO),
@@ -243,7 +267,7 @@ def test_the_table_of_cases(one, other, same, published_same):
 
 def test_the_table_is_large_enough_to_mean_something():
     assert len(ROWS) >= 160
-    assert sum(row.values[2] == row.values[3] for row in ROWS) == 57, "where the published comparison is right"
+    assert sum(row.values[2] == row.values[3] for row in ROWS) == 66, "where the published comparison is right"
 
 
 @pytest.mark.parametrize(("one", "other", "same"), KNOWN_WRONG)
