@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from dynamics.data.entry import Entry
 from dynamics.data.lines import Line, read_lines_between, splits_by_bytes
+from dynamics.data.parsed_lines import Rejected, each_once, parse_or_reason, repeats
 from dynamics.data.shapes import Shape, read_rows
-from dynamics.data.sources import SPLITS, Rejected, file_digest
+from dynamics.data.sources import SPLITS, file_digest
 from dynamics.pair import Pair, parse_pair
-from dynamics.record import Record, RecordError, parse_record
+from dynamics.record import Record, parse_record
 
 Row = dict[str, Any]
 PIECE = 16 << 20  # bytes of a file that a worker reads at a time
@@ -37,18 +38,8 @@ def shape_parse(shape: Shape) -> Parse:
 
 
 def _shape_row(shape: Shape, data: object, where: str, ability: str, source: str) -> tuple[str, Row]:
-    if not isinstance(data, dict):
-        return record_row(data, where, ability, source)  # which refuses it
-    row, names = shape.row(data, where)
-    try:
-        return record_row(row, where, ability, source)
-    except RecordError as error:
-        theirs = next((ours for ours in names if error.field.startswith(ours)), None)
-        if theirs is None:
-            raise
-        # The field under its published name.
-        field = names[theirs] + error.field.removeprefix(theirs)
-        raise RecordError(error.where, field, error.problem) from None
+    record = shape.record(data, where=where, ability=ability, source=source)
+    return record.id, row_of(record)
 
 
 def pair_row(data: object, where: str, ability: str, source: str) -> tuple[str, Row]:
@@ -147,31 +138,27 @@ def read_piece(piece: Piece) -> ReadPiece:
 
 def parse_line(one: Input, line: Line) -> Parsed:
     """The row of a line, or why there is none; a RecordError where the input wants errors."""
-    where = f"{one.path}:{line.line}"
-    try:
-        if line.problem:
-            raise RecordError(where, "", line.problem)
-        data = line.data if one.amend is None else one.amend(line.data)
-        id, row = one.parse(data, where, one.ability, one.source)
-    except RecordError as error:
-        if one.on_bad_record == "error":
-            raise
-        text = line.text or json.dumps(line.data, ensure_ascii=False)
-        return Parsed(line=line.line, reason=f"{error.field} {error.problem}".strip(), text=text)
-    return Parsed(line=line.line, id=id, row=row)
+    found, reason = parse_or_reason(one.path, line, _parse_of(one), one.on_bad_record)
+    if found is None:
+        return Parsed(line=line.line, reason=reason, text=line.text or _shown(line.data, None))
+    return Parsed(line=line.line, id=found[0], row=found[1])
 
 
 def read_input(one: Input) -> Iterator[Row | Rejected]:
     """Every line of a file, in order: its row, or why it gave none. Memory holds one line, and the ids seen so far."""
-    seen: dict[str, int] = {}
-    for line in read_rows(Path(one.path)):
-        parsed = parse_line(one, line)
-        if parsed.row is None:
-            yield rejected(one, parsed.line, parsed.reason, parsed.text)
-        elif (earlier := seen.setdefault(parsed.id, parsed.line)) != parsed.line:
-            yield repeated(one, parsed, line=parsed.line, earlier=earlier)
-        else:
-            yield parsed.row
+    return each_once(one.path, read_rows(Path(one.path)), _parse_of(one), one.on_bad_record, shown=_shown)
+
+
+def _parse_of(one: Input) -> Callable[[Any, str], tuple[str, Row]]:
+    def parse(data: Any, where: str) -> tuple[str, Row]:
+        return one.parse(data if one.amend is None else one.amend(data), where, one.ability, one.source)
+
+    return parse
+
+
+def _shown(data: Any, row: Row | None) -> str:
+    """The row of what is repeated, the data of what gave none."""
+    return json.dumps(data if row is None else row, ensure_ascii=False)
 
 
 def rejected(one: Input, line: int, reason: str, text: str) -> Rejected:
@@ -180,8 +167,7 @@ def rejected(one: Input, line: int, reason: str, text: str) -> Rejected:
 
 def repeated(one: Input, parsed: Parsed, *, line: int, earlier: int) -> Rejected:
     """A line that says again what an earlier line of its file said; `text` is its row."""
-    text = json.dumps(parsed.row, ensure_ascii=False)
-    return rejected(one, line, f"has the content of line {earlier} again", text)
+    return rejected(one, line, repeats(earlier), _shown(None, parsed.row))
 
 
 def entry_inputs(entry: Entry, folder: Path) -> list[Input]:

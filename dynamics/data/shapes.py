@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dynamics.data.lines import Line, opened, read_lines
-from dynamics.data.sources import Loaded, Rejected
+from dynamics.data.parsed_lines import Rejected, each_once
+from dynamics.data.sources import Loaded
 from dynamics.errors import UserError
 from dynamics.pair import Pair, parse_pair
 from dynamics.record import Record, RecordError, parse_record
@@ -129,25 +130,11 @@ def count_rows(path: Path) -> int:
 
 
 def _parsed(path: Path, parse: Callable[[Any, str], _One], on_bad_record: OnBadRecord) -> Iterator[_One | Rejected]:
-    first_line: dict[str, int] = {}
-    for line in read_rows(path):
-        where = f"{path}:{line.line}"
-        try:
-            if line.problem:
-                raise RecordError(where, "", line.problem)
-            one = parse(line.data, where)
-        except RecordError as error:
-            if on_bad_record == "error":
-                raise
-            reason = f"{error.field} {error.problem}".strip()
-            yield Rejected(file=str(path), line=line.line, reason=reason, text=line.text or _shown(line.data))
-            continue
-        if one.id in first_line:
-            reason = f"has the content of line {first_line[one.id]} again"
-            yield Rejected(file=str(path), line=line.line, reason=reason, text=_shown(line.data))
-            continue
-        first_line[one.id] = line.line
-        yield one
+    def with_id(data: Any, where: str) -> tuple[str, _One]:
+        one = parse(data, where)
+        return one.id, one
+
+    return each_once(path, read_rows(path), with_id, on_bad_record, shown=lambda data, _: _shown(data))
 
 
 def _parquet_rows(path: Path) -> Iterator[Line]:

@@ -12,25 +12,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dynamics.data.lines import opened, read_lines
+from dynamics.data.parsed_lines import Rejected, each_once
 from dynamics.errors import UserError
-from dynamics.record import ABILITY_NAMES, Record, RecordError, ability_name, parse_record
+from dynamics.record import ABILITY_NAMES, Record, ability_name, parse_record
 
 SPLITS = ("train", "valid", "test")
 _READER_VERSION = 1  # raised when the same bytes give other records
 _ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rejected:
-    """A line that gave no record: where it stands, why, and how it begins."""
-
-    file: str
-    line: int  # counts from 1
-    reason: str
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,29 +49,16 @@ def read_jsonl(
     file as a whole cannot be read: missing, empty, a folder, no permission, a damaged gzip stream, a broken list.
     """
     path = Path(path)
-    records: list[Record] = []
-    rejected: list[Rejected] = []
-    first_line: dict[str, int] = {}
-    for line in read_lines(path):
-        where = f"{path}:{line.line}"
-        try:
-            if line.problem:
-                raise RecordError(where, "", line.problem)
-            data = line.data if amend is None else amend(line.data)
-            record = parse_record(data, where=where, ability=ability, source=source)
-        except RecordError as error:
-            if on_bad_record == "error":
-                raise
-            reason = f"{error.field} {error.problem}".strip()
-            rejected.append(Rejected(file=str(path), line=line.line, reason=reason, text=line.text or _json(line.data)))
-            continue
-        earlier = first_line.setdefault(record.id, line.line)
-        if earlier != line.line:
-            reason = f"has the content of line {earlier} again"
-            rejected.append(Rejected(file=str(path), line=line.line, reason=reason, text=_json(line.data)))
-        else:
-            records.append(record)
-    return Loaded(records=tuple(records), rejected=tuple(rejected))
+
+    def parse(data: Any, where: str) -> tuple[str, Record]:
+        record = parse_record(data if amend is None else amend(data), where=where, ability=ability, source=source)
+        return record.id, record
+
+    found = list(each_once(path, read_lines(path), parse, on_bad_record, shown=lambda data, _: _json(data)))
+    return Loaded(
+        records=tuple(one for one in found if isinstance(one, Record)),
+        rejected=tuple(one for one in found if isinstance(one, Rejected)),
+    )
 
 
 def write_jsonl(path: str | Path, rows: Iterable[object]) -> int:

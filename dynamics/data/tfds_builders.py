@@ -133,7 +133,7 @@ class TfdsRecords(Source):
 
     def fingerprint(self) -> str:
         metadata = dict(_opened(self.data_dir).info.metadata)
-        text = json.dumps(["tfds", self.data_dir.rsplit("/", 1)[-1], metadata], sort_keys=True)
+        text = json.dumps(["tfds", Path(self.data_dir).name, metadata], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _rows(self, split: str) -> dict[str, tuple[int, int]]:

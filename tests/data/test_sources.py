@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dynamics.config import from_json, to_json
+from dynamics.data.inputs import Input, read_input
 from dynamics.data.lines import MAX_LINE_BYTES, read_lines
 from dynamics.data.sources import Files, Loaded, Rejected, plain_text, read_jsonl, write_jsonl, write_rejected
 from dynamics.errors import UserError
@@ -109,6 +110,13 @@ def test_a_repeated_record_is_counted_and_no_error(tmp_path):
     loaded = read_jsonl(path)
     assert len(loaded.records) == 2
     assert [(r.line, r.reason) for r in loaded.rejected] == [(3, "has the content of line 1 again")]
+    one_line = write(tmp_path / "x.json", json.dumps([row(0), row(1), row(0)]).encode())
+    loaded = read_jsonl(one_line)
+    assert len(loaded.records) == 2
+    assert [(r.line, r.reason) for r in loaded.rejected] == [(1, "has the content of line 1 again")]
+    *rows, again = read_input(Input(split="train", ability="math", path=str(one_line), source="x"))
+    assert len(rows) == 2
+    assert isinstance(again, Rejected)
 
 
 @pytest.mark.parametrize(

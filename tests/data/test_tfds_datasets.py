@@ -77,6 +77,7 @@ def test_doit_holds_the_records_of_its_source_in_the_same_order(published, curat
         for ability in ABILITY_NAMES:
             assert again.load(ability, split).records == source.load(ability, split).records
     assert (again.abilities(), again.evaluated()) == (source.abilities(), ABILITY_NAMES)
+    assert TfdsRecords(data_dir=f"{curated.data_dir}/").fingerprint() == again.fingerprint()
     with pytest.raises(UserError, match="has no ability 'maths'; it has biology"):
         again.records("maths", "train")
 
