@@ -263,6 +263,8 @@ def tokenizer_file(run: Run) -> str | None:
     """The path of the run's tokenizer file, with the source's folder put in; None where one is trained."""
     if run.tokenizer is None:
         folder = weights_folder(run)
+        if folder is not None and not folder.is_dir():  # else one would be trained that the run never uses
+            raise UserError(f"base {folder} is no folder, so its tokenizer is not known; bring the weights in first")
         return str(tokenizer_path(folder)) if folder is not None and is_model_folder(folder) else None
     return _in_source(run.source, run.tokenizer, f"tokenizer={run.tokenizer!r}")
 
