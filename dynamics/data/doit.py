@@ -18,7 +18,7 @@ format 1 all the same is not known, and both are read.
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,6 +40,20 @@ from dynamics.record import ABILITY_NAMES, ability_name
 Part = Literal["curated", "full", "synthetic", "mixed"]
 SYNTHETIC = "synthetic"  # the ability that all records of the synthetic file are of
 CEVAL_NAMES = ("ceval_physician", "ceval_teacher_qualification", "ceval_urban_and_rural_planner")
+# Train records: the totals of Table 1 less 100 valid and 100 test records of each ability, and the synthetic file.
+PUBLISHED_COUNTS = {
+    "biology": 1_042,
+    "history": 1_893,
+    "code": 4_968,
+    "creative_writing": 1_000,
+    "chinese": 1_450,
+    "understanding": 4_885,
+    "role_play": 1_000,
+    "reasoning": 12_751,
+    "math": 11_501,
+    "ethics": 1_000,
+    SYNTHETIC: 40_960,
+}
 
 _READER_VERSION = 1  # raised when the same bytes give other records
 _TRAIN_FOLDERS: dict[Part, tuple[str, ...]] = {
@@ -79,9 +93,12 @@ class Doit(Source):
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def found(self) -> DoitFiles:
-        """The files of this part; UserError that names each file that is missing, or that is there twice."""
-        return find_doit(Path(self.data_dir), self.part)
+    def found(self, splits: Sequence[str] = SPLITS) -> DoitFiles:
+        """The files of this part; UserError that names each file that is missing, or that is there twice.
+
+        Only files of `splits` are looked for.
+        """
+        return find_doit(Path(self.data_dir), self.part, splits)
 
     def abilities(self) -> tuple[str, ...]:
         return trained_on(self.part)
@@ -94,7 +111,7 @@ class Doit(Source):
         """Records in file order. No records where this part has no file: math of the part "synthetic" has no train."""
         if split not in SPLITS:
             raise UserError(f"there is no split {split!r}; allowed: {', '.join(SPLITS)}")
-        found = self.found()
+        found = self.found((split,))
         path = found.files.get((ability, split))
         if path is not None:
             source = path.relative_to(found.base).as_posix()
@@ -143,22 +160,22 @@ def trained_on(part: Part) -> tuple[str, ...]:
     return {"synthetic": (SYNTHETIC,), "mixed": (*ABILITY_NAMES, SYNTHETIC)}.get(part, ABILITY_NAMES)
 
 
-def find_doit(folder: Path, part: Part) -> DoitFiles:
-    """The files of one part; UserError when one of the expected is missing, unknown or there twice."""
+def find_doit(folder: Path, part: Part, splits: Sequence[str] = SPLITS) -> DoitFiles:
+    """The files of one part and these splits; UserError when one of the expected is missing, unknown or there twice."""
     base = _base_of(folder)
     found: dict[tuple[str, str], list[Path]] = {}
-    for place in (*_TRAIN_FOLDERS[part], "curated/valid", "curated/test"):
+    for _, place in _places(part, splits):
         for path in _record_files(base / place):
             found.setdefault(_held(path, place, base), []).append(path)
     for path in (*_record_files(base / "curated"), *_record_files(base)):
-        if (ceval := _ceval(path, "test")) is not None:
+        if (ceval := _ceval(path, "test")) is not None and ceval[1] in splits:
             found.setdefault(ceval, []).append(path)
     for (ability, split), paths in found.items():
         if len(paths) > 1:
             names = " and ".join(path.relative_to(base).as_posix() for path in paths)
             what = f"{len(paths)} synthetic files" if ability == SYNTHETIC else f"{split} records of {ability!r} twice"
             raise UserError(f"{base} has {what}: {names}; keep one")
-    expected = _expected(part)
+    expected = _expected(part, splits)
     missing = [path for key, path in expected.items() if key not in found]
     if missing:
         raise UserError(
@@ -175,11 +192,16 @@ def find_doit(folder: Path, part: Part) -> DoitFiles:
     )
 
 
-def _expected(part: Part) -> dict[tuple[str, str], str]:
-    """{(ability, split): the published path} of the files without which a part is not whole."""
+def _places(part: Part, splits: Sequence[str]) -> list[tuple[str, str]]:
+    """(split, folder) of what a part reads."""
     places = [("train", place) for place in _TRAIN_FOLDERS[part]]
+    return [one for one in (*places, ("valid", "curated/valid"), ("test", "curated/test")) if one[0] in splits]
+
+
+def _expected(part: Part, splits: Sequence[str]) -> dict[tuple[str, str], str]:
+    """{(ability, split): the published path} of the files without which a part is not whole."""
     expected: dict[tuple[str, str], str] = {}
-    for split, place in [*places, ("valid", "curated/valid"), ("test", "curated/test")]:
+    for split, place in _places(part, splits):
         if place.startswith("synthetic"):
             expected[SYNTHETIC, split] = f"{place}/*.json"
             continue

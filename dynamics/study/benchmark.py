@@ -19,7 +19,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from dynamics import config
-from dynamics.data.doit import Doit
+from dynamics.data.doit import CEVAL_NAMES, Doit
 from dynamics.data.template import TEMPLATES
 from dynamics.errors import UserError
 from dynamics.eval.ability_eval import ItemResult, evaluate_prepared, prepare
@@ -29,7 +29,7 @@ from dynamics.eval.scores import aggregate, published_average
 from dynamics.eval.settings import PUBLISHED, Evaluation
 from dynamics.model.convert import is_model_folder
 from dynamics.model.sharding import MeshShape, make_mesh, num_row_shards
-from dynamics.record import Record
+from dynamics.record import ABILITY_NAMES, Record
 from dynamics.study.folder import claim, read_json, write_json
 from dynamics.study.prepare import Workspace
 from dynamics.study.score import Appender, Scoring, Subject, open_subject
@@ -117,7 +117,8 @@ def doit_tests(
     folder = Path(data_dir) / DOIT
     source = Doit(data_dir=str(folder if (folder / "curated").is_dir() else data_dir), on_bad_record="skip")
     settings = PUBLISHED if published else Evaluation(choice="generation", max_new_tokens=PUBLISHED.max_new_tokens)
-    chosen = [ability for ability in source.evaluated() if not tasks or ability in tasks]
+    there = {ability for ability, _ in source.found(("test",)).files}  # the other splits need not be there
+    chosen = [ability for ability in (*ABILITY_NAMES, *CEVAL_NAMES) if ability in there and ability in (tasks or there)]
     loaded = {ability: source.load(ability, "test") for ability in chosen}
     tests = tuple(
         DoitTest(ability=ability, records=tuple(one.records[:limit]), settings=settings)

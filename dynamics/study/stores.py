@@ -17,7 +17,7 @@ from dynamics.data.store import Empty
 from dynamics.data.tokenizer import Tokenizer
 from dynamics.errors import UserError
 from dynamics.study.progress import duration
-from dynamics.study.run import RESULTS_VERSION, Run, source_fingerprint
+from dynamics.study.run import RESULTS_VERSION, Run, _corpus_fingerprint, source_fingerprint
 
 WHOLE = (0, 1)  # a share: part 0 of 1
 
@@ -92,11 +92,6 @@ def corpus_plan(run: Run, source: Source, tokenizer: Tokenizer, *, length: int) 
         tokenizer=tokenizer,
         work=PlainText(length=length),
     )
-
-
-@functools.cache
-def _corpus_fingerprint(source: Source) -> str:
-    return source.corpus_fingerprint()
 
 
 class ProgressLine:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dynamics.data.batches import trained_cap
-from dynamics.data.doit import SYNTHETIC
+from dynamics.data.doit import PUBLISHED_COUNTS
 from dynamics.data.packing import PackingPlan, fitted_rows
 from dynamics.data.packing import plan as pack
 from dynamics.errors import UserError
@@ -27,14 +27,6 @@ TOKENS_PER_RECORD = 256
 SPREAD = 0.6
 TRAINED_SHARE = 0.5  # of the tokens, where none can be counted
 _SAMPLE_BATCHES = 8
-
-# Train records that a recipe is computed from where none can be counted: the totals of DoIT's Table 1 less 100 valid
-# and 100 test records of each ability, and its synthetic file.
-# Source: Song et al. 2023, arXiv 2310.19651.
-ASSUMED_COUNTS = {
-    "biology": 1042, "history": 1893, "code": 4968, "creative_writing": 1000, "chinese": 1450, "understanding": 4885,
-    "role_play": 1000, "reasoning": 12_751, "math": 11_501, "ethics": 1000, SYNTHETIC: 40_960,
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +96,7 @@ def load_of(run: Run, workspace: Workspace, *, counted: bool, tokens_per_record:
 
 
 def assumed_records(run: Run) -> int:
-    """How many records the run trains on where none can be counted; a recipe's from `ASSUMED_COUNTS`."""
+    """How many records the run trains on where none can be counted; a recipe's from `PUBLISHED_COUNTS`."""
     try:
         names = run.ability_names()
     except UserError:  # only the files would tell
@@ -112,12 +104,12 @@ def assumed_records(run: Run) -> int:
     if run.recipe is None:
         assert isinstance(run.volume, int)
         return run.volume * len(names)
-    unknown = [name for name in names if name not in ASSUMED_COUNTS]
+    unknown = [name for name in names if name not in PUBLISHED_COUNTS]
     if unknown:
         raise UserError(
             f"the recipe {run.recipe.name!r} needs the number of records of {unknown[0]!r}; give --data-dir to count it"
         )
-    return sum(run.recipe({name: ASSUMED_COUNTS[name] for name in names}).values())
+    return sum(run.recipe({name: PUBLISHED_COUNTS[name] for name in names}).values())
 
 
 def base_load(base: Base, *, tokens_per_record: int) -> Load:

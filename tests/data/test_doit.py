@@ -1,6 +1,7 @@
 """DoIT's published layout with its quirks: what is read from where, and what a missing file is told as."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -178,14 +179,19 @@ def test_missing_files_are_named_one_by_one(published, lost, message):
     for path in lost:
         (published / path).unlink()
     with pytest.raises(UserError, match=message):
-        Doit(data_dir=str(published)).load("biology", "train")
+        Doit(data_dir=str(published)).found()
 
 
 def test_only_what_the_part_reads_must_be_there(published):
     (published / "synthetic" / "40960" / "alpaca_gpt4_40960.json").unlink()
     (published / "curated" / "full" / "math_full.json").unlink()
     assert counts(Doit(data_dir=str(published)))["math"] == 2
-    with pytest.raises(UserError, match=r"lacks 2 of the 31 .*curated/full/math_full.json, synthetic/40960/\*.json"):
+    shutil.rmtree(published / "curated" / "1000")
+    shutil.rmtree(published / "curated" / "valid")
+    assert Doit(data_dir=str(published)).load("math", "test").records
+    with pytest.raises(UserError, match=r"lacks 10 of the 10 files"):
+        Doit(data_dir=str(published)).load("math", "train")
+    with pytest.raises(UserError, match=r"lacks 12 of the 31 .*curated/full/math_full.json, synthetic/40960/\*.json"):
         find_doit(published, "mixed")
 
 
@@ -204,7 +210,7 @@ def test_files_that_are_there_twice_or_unknown_are_refused(published, path, mess
         write(published / "corpus.jsonl.gz", {"text": "a"})
     write(published / path, row("x", "x"))
     with pytest.raises(UserError, match=message):
-        Doit(data_dir=str(published), part="mixed").load("math", "test")
+        Doit(data_dir=str(published), part="mixed").found()
 
 
 def test_a_folder_without_curated_says_what_it_has(published):

@@ -297,7 +297,16 @@ def test_records_of_ceval_that_are_none_are_named(tmp_path):
     with pytest.raises(UserError, match=r"physician has 2 examples and shots is \(5,\); ask for fewer"):
         CEval(data_dir=str(tmp_path)).questions()
     write_csv(tmp_path / "physician_val.csv", CEVAL_HEADER)
-    with pytest.raises(UserError, match=r"physician is in .*_val.csv and in .*ceval_physician.json; take one"):
+    with pytest.raises(UserError, match=r"physician is twice in .*: .*ceval_physician.json and .*_val.csv; keep one"):
+        CEval(data_dir=str(tmp_path)).questions()
+
+
+@pytest.mark.parametrize("second", ["curated/test/ceval_physician.json", "test/ceval_physician_test.json"])
+def test_two_files_of_a_subject_of_ceval_are_refused(tmp_path, second):
+    write_lines(tmp_path / "ceval_physician.json", doit_record("问", "A"))
+    assert len(CEval(data_dir=str(tmp_path)).questions()) == 1
+    write_lines(tmp_path / second, doit_record("题", "B"))
+    with pytest.raises(UserError, match=rf"physician is twice in .*ceval_physician.json and .*{second}; keep one"):
         CEval(data_dir=str(tmp_path)).questions()
 
 

@@ -12,19 +12,6 @@ from dynamics.data.practice.world import world
 from dynamics.errors import UserError
 from dynamics.record import Record
 
-# Table 1 of the paper, less 100 valid and 100 test records of each ability.
-PUBLISHED_TRAIN = {
-    "biology": 1_042,
-    "history": 1_893,
-    "code": 4_968,
-    "creative_writing": 1_000,
-    "chinese": 1_450,
-    "understanding": 4_885,
-    "role_play": 1_000,
-    "reasoning": 12_751,
-    "math": 11_501,
-    "ethics": 1_000,
-}
 FIRST = 1_000  # train records of each ability in the folder of that name
 
 # Role-play is spelt three ways, in names of files and in `type`.

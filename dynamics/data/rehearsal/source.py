@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamics.config import check_fields
-from dynamics.data.doit import CEVAL_NAMES, SYNTHETIC, Doit, Part, trained_on
+from dynamics.data.doit import CEVAL_NAMES, PUBLISHED_COUNTS, SYNTHETIC, Doit, Part, trained_on
 from dynamics.data.practice import corpus
 from dynamics.data.practice.source import GENERATOR_VERSION as PRACTICE_VERSION
 from dynamics.data.practice.world import world
@@ -86,7 +86,7 @@ class DoitRehearsal(Source):
         """{path within the folder: what makes its rows} of every file of records, whichever part reads it."""
         counts = {
             "1000": dict.fromkeys(ABILITY_NAMES, curated.FIRST // self.scale),
-            "full": {ability: count // self.scale for ability, count in curated.PUBLISHED_TRAIN.items()},
+            "full": {ability: PUBLISHED_COUNTS[ability] // self.scale for ability in ABILITY_NAMES},
             "valid": dict.fromkeys(ABILITY_NAMES, self.valid_items),
             "test": dict.fromkeys(ABILITY_NAMES, self.test_items),
         }
@@ -95,7 +95,7 @@ class DoitRehearsal(Source):
             for place, of in counts.items()
             for ability, count in of.items()
         }
-        files[synthetic.FILE_NAME] = partial(synthetic.rows, self.seed, synthetic.PUBLISHED // self.scale)
+        files[synthetic.FILE_NAME] = partial(synthetic.rows, self.seed, PUBLISHED_COUNTS[SYNTHETIC] // self.scale)
         for name in CEVAL_NAMES:
             files[_ceval_file(name)] = partial(ceval_rows, world(self.seed), name.removeprefix("ceval_"))
         return files

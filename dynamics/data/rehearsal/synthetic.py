@@ -18,7 +18,6 @@ from dynamics.data.practice.source import split_of
 from dynamics.data.practice.world import AGES, CLASSES, COLORS, PEOPLE, THINGS, World, world
 from dynamics.errors import UserError
 
-PUBLISHED = 40_960  # records of the published file
 FILE_NAME = "synthetic/40960/general_instruction_gpt4_41k.json"
 WRONG = 4  # one answer in so many is wrong
 _MOST_TRIES = 2_000

@@ -121,7 +121,7 @@ class CEval(Benchmark):
     `data_dir` holds dev/{subject}_dev.csv (the examples) and val/{subject}_val.csv, in the two folders or in
     `data_dir` itself; columns id, question, A, B, C, D, answer. Or it holds ceval_{subject}.json with DoIT's records of
     12 messages (in `data_dir`, its test/ or its curated/test/), whose examples are the messages before the last two.
-    Where a subject has both, that is an error. The test questions of C-Eval have no published answers.
+    Two files of one subject are an error. The test questions of C-Eval have no published answers.
     """
 
     shots: tuple[int, ...] = (5,)
@@ -133,22 +133,22 @@ class CEval(Benchmark):
 
     def read(self) -> Contents:
         folder = existing_folder(self.name, self.data_dir)
-        tables = {path.stem.removesuffix("_val"): path for path in _found(folder, ("val", "."), "*_val.csv")}
-        records = {
-            path.stem.removeprefix("ceval_").removesuffix("_test").removesuffix("_fshot"): path
-            for path in _found(folder, (".", "test", "curated/test"), "ceval_*.json")
-        }
-        both = sorted(tables.keys() & records.keys())
-        if both:
-            task = both[0]
-            raise UserError(f"ceval: {task} is in {tables[task]} and in {records[task]}; take one of them away")
-        files = tables | records
+        files: dict[str, Path] = {}
+        for place in ("val", ".", "test", "curated/test"):
+            for path in sorted((folder / place).iterdir()) if (folder / place).is_dir() else ():
+                task = _task_of(path, place)
+                if task is None:
+                    continue
+                if task in files:
+                    raise UserError(f"ceval: {task} is twice in {folder}: {files[task]} and {path}; keep one of them")
+                files[task] = path
         # The parts of DoIT first, then C-Eval's order, then what C-Eval does not know by name.
         known = tuple(dict.fromkeys((*DOIT_PARTS, *SUBJECTS, *sorted(files))))
         tasks, missing = chosen_tasks(self.name, self.tasks, known, files, folder)
         questions: list[Question] = []
         for task in tasks:
-            questions.extend(self._table(task, tables[task]) if task in tables else _records(task, records[task]))
+            path = files[task]
+            questions.extend(self._table(task, path) if path.suffix == ".csv" else _records(task, path))
             fewest = min(question.max_shots for question in questions if question.task == task)
             if fewest < max(self.shots):
                 raise UserError(
@@ -174,8 +174,13 @@ class CEval(Benchmark):
             )
 
 
-def _found(folder: Path, places: tuple[str, ...], pattern: str) -> list[Path]:
-    return [path for place in places for path in sorted((folder / place).glob(pattern))]
+def _task_of(path: Path, place: str) -> str | None:
+    """The subject whose questions a file of that place holds; None for all other files."""
+    if path.match("*_val.csv") and place in ("val", "."):
+        return path.stem.removesuffix("_val")
+    if path.match("ceval_*.json") and place != "val":
+        return path.stem.removeprefix("ceval_").removesuffix("_test").removesuffix("_fshot")
+    return None
 
 
 def _asked(row: Row) -> str:
