@@ -231,6 +231,7 @@ def test_members_say_their_name_and_refuse_settings_that_make_no_sense(kind):
         ([HEADER, (0, "q", "a", "b", "c", "d", "E")], r"agronomy.csv: row 1: Answer is 'E'; it must be one of A, B, C"),
         ([HEADER, (0, "q", "a", "b", "c", "A")], r"row 1 has 6 cells, the header 7"),
         ([HEADER, (0, " ", "a", "b", "c", "d", "A")], r"row 1: Question is blank"),
+        ([HEADER, (0, "q", "a", "b", " ", "d", "A")], r"row 1: C is blank"),
         ([HEADER[:-1], (0, "q", "a", "b", "c", "d")], r"no column 'Answer'; it has 'index', 'Question'"),
         ([HEADER], r"has a header and no rows"),
         ([], r"is empty; its first line names the columns"),
@@ -265,6 +266,9 @@ def test_a_task_that_is_not_there_is_an_error_only_when_it_is_asked_for(cmmlu):
         ({"label": None}, r":1: label is None; it must be a letter or a list of letters"),
         ({"question": 3}, r":1: question is 3; it must be a text"),
         ({"options": "A B"}, r":1: options is 'A B'; it must be a list"),
+        ({"options": ["(A)一"], "label": "A"}, r":1: options has 1 texts; a question needs two or more"),
+        ({"options": None, "label": ["A", "B"]}, r":1: options has 0 texts; a question needs two or more"),
+        ({"options": ["(A)一", " "], "label": "A"}, r":1: options\[1\] is blank"),
         ({"passage": 1}, r":1: passage is 1; it must be a text or null"),
     ],
 )
@@ -308,6 +312,49 @@ def test_two_files_of_a_subject_of_ceval_are_refused(tmp_path, second):
     write_lines(tmp_path / second, doit_record("题", "B"))
     with pytest.raises(UserError, match=rf"physician is twice in .*ceval_physician.json and .*{second}; keep one"):
         CEval(data_dir=str(tmp_path)).questions()
+
+
+def test_a_blank_option_of_ceval_is_named(ceval):
+    write_csv(ceval / "val/physician_val.csv", CEVAL_HEADER[:-1], (0, "问", "一", "", "三", "四", "C"))
+    with pytest.raises(UserError, match=r"physician_val.csv: row 1: B is blank"):
+        CEval(data_dir=str(ceval)).questions()
+
+
+def test_a_subject_that_ceval_does_not_have_is_an_error_where_it_is_misspelt(ceval):
+    (ceval / "val/physician_val.csv").rename(ceval / "val/phsician_val.csv")
+    (ceval / "dev/physician_dev.csv").rename(ceval / "dev/phsician_dev.csv")
+    message = r"phsician_val.csv: 'phsician' is none of C-Eval's 52 subjects \(did you mean 'physician'\?\); rename"
+    with pytest.raises(UserError, match=message):
+        CEval(data_dir=str(ceval)).questions()
+    assert [one.task for one in CEval(data_dir=str(ceval), tasks=("phsician",)).questions()] == ["phsician"]
+
+
+def test_other_files_of_ceval_are_counted_and_read_only_by_name(ceval):
+    write_csv(ceval / "val/juggling_val.csv", CEVAL_HEADER[:-1], (0, "问", "一", "二", "三", "四", "C"))
+    contents = CEval(data_dir=str(ceval)).contents()
+    assert {question.task for question in contents.questions} == {"physician"}
+    assert contents.unknown == ("juggling",)
+    assert contents.counts() == {"left_out": 0, "missing_tasks": 2, "unknown_files": 1}
+    own = CEval(data_dir=str(ceval), tasks=("juggling",), shots=(0,)).contents()
+    assert ({question.task for question in own.questions}, own.unknown) == ({"juggling"}, ())
+
+
+def test_a_missing_file_of_examples_is_named(ceval, cmmlu):
+    (ceval / "dev/physician_dev.csv").unlink()
+    with pytest.raises(UserError, match=r"dev/physician_dev.csv, which has the worked examples, is missing; .*\(0,\)"):
+        CEval(data_dir=str(ceval)).questions()
+    assert len(CEval(data_dir=str(ceval), shots=(0,)).questions()) == 1
+    (cmmlu / "dev/agronomy.csv").unlink()
+    with pytest.raises(UserError, match=r"dev/agronomy.csv, which has the worked examples, is missing"):
+        Cmmlu(data_dir=str(cmmlu)).questions()
+
+
+def test_a_benchmark_of_which_everything_is_left_out_says_what(agieval):
+    several = {"passage": None, "question": "几月？", "options": ["(A)一", "(B)二"], "label": ["A", "B"]}
+    write_lines(agieval / "gaokao-physics.jsonl", several, several | {"question": "几日？"})
+    message = r"leaves no question to ask \(left out as several_golds: 2 of gaokao-physics\)"
+    with pytest.raises(UserError, match=message):
+        AgiEval(data_dir=str(agieval)).contents()
 
 
 # --- the real files -----------------------------------------------------------------------------------------------

@@ -117,6 +117,8 @@ class AgiEval(Benchmark):
                 if line.problem:
                     raise UserError(f"{where}: {line.problem}")
                 passage, question, choices, golds = _parts(line.data, where)
+                if len(choices) < 2:
+                    raise UserError(f"{where}: options has {len(choices)} texts; a question needs two or more")
                 if len(golds) != 1:
                     several[task] = several.get(task, 0) + 1
                     continue
@@ -165,6 +167,9 @@ def _parts(data: Any, where: str) -> tuple[str, str, tuple[str, ...], tuple[str,
     golds = tuple(label) if isinstance(label, (str, list)) else ()
     if not golds or not all(isinstance(one, str) for one in golds):
         raise UserError(f"{where}: label is {label!r:.40}; it must be a letter or a list of letters")
+    blank = next((place for place, one in enumerate(options) if not one.strip()), None)
+    if blank is not None:
+        raise UserError(f"{where}: options[{blank}] is blank; write it or take the line out")
     return passage or "", question, tuple(options), golds
 
 

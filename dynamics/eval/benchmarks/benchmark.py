@@ -113,8 +113,14 @@ class Benchmark:
         raise NotImplementedError
 
     def contents(self) -> Contents:
-        """The questions that are asked, and what was left out; reads the files."""
+        """The questions that are asked, and what was left out; reads the files. UserError when none is left."""
         contents = self.read()
+        if not contents.questions:
+            out = "; ".join(
+                f"{reason}: {', '.join(f'{count} of {task}' for task, count in tasks.items())}"
+                for reason, tasks in contents.left_out.items()
+            )
+            raise UserError(f"{self.name}: {self.data_dir} leaves no question to ask (left out as {out or 'nothing'})")
         repeated = [one for one, times in Counter(question.id for question in contents.questions).items() if times > 1]
         if repeated:
             raise UserError(
@@ -182,6 +188,13 @@ def existing_folder(name: str, data_dir: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"{name}: no folder {data_dir}; give the folder of the benchmark's files as data_dir")
     return folder
+
+
+def worked_examples(path: Path) -> Path:
+    """The file of a task's worked examples; a UserError when it is not there."""
+    if not path.is_file():
+        raise UserError(f"{path}, which has the worked examples, is missing; put it there or give shots=(0,)")
+    return path
 
 
 def user(text: str) -> Turn:

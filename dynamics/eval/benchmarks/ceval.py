@@ -8,6 +8,7 @@ Source: hkust-nlp/ceval (its evaluator for chat models and its names of subjects
 ChiyuSONG/dynamics-of-instruction-tuning for the 12 messages.
 """
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from dynamics.eval.benchmarks.benchmark import (
     chosen_tasks,
     existing_folder,
     user,
+    worked_examples,
 )
 from dynamics.eval.benchmarks.tables import Row, read_rows
 from dynamics.record import Turn, parse_record
@@ -121,7 +123,9 @@ class CEval(Benchmark):
     `data_dir` holds dev/{subject}_dev.csv (the examples) and val/{subject}_val.csv, in the two folders or in
     `data_dir` itself; columns id, question, A, B, C, D, answer. Or it holds ceval_{subject}.json with DoIT's records of
     12 messages (in `data_dir`, its test/ or its curated/test/), whose examples are the messages before the last two.
-    Two files of one subject are an error. The test questions of C-Eval have no published answers.
+    Two files of one subject are an error. A file of none of C-Eval's 52 subjects is read only where `tasks` names it;
+    otherwise one that is spelt like a subject is an error and any other is counted among the unknown. The test
+    questions of C-Eval have no published answers.
     """
 
     shots: tuple[int, ...] = (5,)
@@ -142,8 +146,15 @@ class CEval(Benchmark):
                 if task in files:
                     raise UserError(f"ceval: {task} is twice in {folder}: {files[task]} and {path}; keep one of them")
                 files[task] = path
-        # The parts of DoIT first, then C-Eval's order, then what C-Eval does not know by name.
-        known = tuple(dict.fromkeys((*DOIT_PARTS, *SUBJECTS, *sorted(files))))
+        unknown = tuple(sorted(files.keys() - SUBJECTS.keys() - set(self.tasks)))
+        for task in () if self.tasks else unknown:
+            if near := difflib.get_close_matches(task, SUBJECTS, n=1, cutoff=0.8):
+                raise UserError(
+                    f"{files[task]}: {task!r} is none of C-Eval's 52 subjects (did you mean {near[0]!r}?); rename the "
+                    f"file, or give tasks=({task!r},) to have it read"
+                )
+        # The parts of DoIT first, then C-Eval's order, then what is asked for by a name of the user's own.
+        known = tuple(dict.fromkeys((*DOIT_PARTS, *SUBJECTS, *self.tasks)))
         tasks, missing = chosen_tasks(self.name, self.tasks, known, files, folder)
         questions: list[Question] = []
         for task in tasks:
@@ -154,13 +165,14 @@ class CEval(Benchmark):
                 raise UserError(
                     f"{files[task]}: {task} has {fewest} examples and shots is {self.shots}; ask for fewer shots"
                 )
-        return Contents(questions=tuple(questions), missing=tuple(one for one in missing if one in DOIT_PARTS))
+        parts = tuple(one for one in missing if one in DOIT_PARTS)
+        return Contents(questions=tuple(questions), missing=parts, unknown=unknown)
 
     def _table(self, task: str, path: Path) -> Iterator[Question]:
         examples = ()
         if any(self.shots):
             folder = path.parent.parent / "dev" if path.parent.name == "val" else path.parent
-            rows = read_rows(folder / f"{task}_dev.csv", _COLUMNS)
+            rows = read_rows(worked_examples(folder / f"{task}_dev.csv"), _COLUMNS)
             examples = tuple((_asked(row), row.letter("answer", _OPTIONS)) for row in rows)
         for row in read_rows(path, _COLUMNS):
             yield CEvalQuestion(
@@ -184,7 +196,7 @@ def _task_of(path: Path, place: str) -> str | None:
 
 
 def _asked(row: Row) -> str:
-    options = "".join(f"\n{letter}. {row.cell(letter, blank=True)}" for letter in _OPTIONS)
+    options = "".join(f"\n{letter}. {row.cell(letter)}" for letter in _OPTIONS)
     return f"{row.cell('question')}{options}\n答案："
 
 

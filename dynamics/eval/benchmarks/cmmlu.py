@@ -18,6 +18,7 @@ from dynamics.eval.benchmarks.benchmark import (
     chosen_tasks,
     existing_folder,
     user,
+    worked_examples,
 )
 from dynamics.eval.benchmarks.tables import Row, read_rows
 from dynamics.record import Turn
@@ -146,7 +147,7 @@ class Cmmlu(Benchmark):
             header = f"以下是关于{SUBJECTS[task]}的单项选择题，请直接给出正确答案的选项。\n\n"
             examples = ()
             if any(self.shots):
-                rows = _rows(folder / "dev" / f"{task}.csv")
+                rows = _rows(worked_examples(folder / "dev" / f"{task}.csv"))
                 examples = tuple(f"{_asked(row)}{row.letter('Answer', _OPTIONS)}\n\n" for row in rows)
                 if len(examples) < max(self.shots):
                     raise UserError(
@@ -174,5 +175,5 @@ def _rows(path: Path) -> tuple[Row, ...]:
 
 
 def _asked(row: Row) -> str:
-    options = "".join(f"\n{letter}. {row.cell(letter, blank=True)}" for letter in _OPTIONS)
+    options = "".join(f"\n{letter}. {row.cell(letter)}" for letter in _OPTIONS)
     return f"题目：{row.cell('Question')}{options}\n答案是："

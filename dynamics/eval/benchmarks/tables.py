@@ -15,10 +15,10 @@ class Row:
     where: str
     cells: dict[str, str]
 
-    def cell(self, field: str, *, blank: bool = False) -> str:
+    def cell(self, field: str) -> str:
         """A cell by its column, which is an error when it is blank."""
         text = self.cells[field]
-        if not blank and not text.strip():
+        if not text.strip():
             raise UserError(f"{self.where}: {field} is blank; write it or take the row out")
         return text
 
@@ -39,7 +39,13 @@ def read_rows(path: Path, columns: Sequence[str], *, index: str | None = None) -
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = [line for line in csv.reader(file, strict=True) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; copy it there from the published benchmark") from None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror or error}; check what it is and who may read it"
+        ) from None
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a UTF-8 CSV file: {error}") from error
     if not lines:
         raise UserError(f"{path} is empty; its first line names the columns {', '.join(columns)}")
