@@ -11,7 +11,9 @@ processes that import neither JAX nor TensorFlow, and get texts over a pipe.
 """
 
 import contextlib
+import fcntl
 import gc
+import os
 import shutil
 import threading
 from collections import deque
@@ -111,7 +113,8 @@ def prepare(
     ability. Texts of at most `small` characters are encoded in this process whatever `workers` says.
 
     `share` = (i, n) makes every n-th part from the i-th on: several processes, on one host or many, may work into one
-    shared folder. Whoever finds no part missing completes the store, under the lock that `completing()` holds.
+    shared folder. Whoever finds no part missing completes the store, under the lock that `completing()` holds. A share
+    whose store another process completes meanwhile, such as one that makes it whole, is done.
     """
     folder = Path(folder)
     _check(workers, share)
@@ -125,13 +128,23 @@ def prepare(
     )
     with writing(folder):
         Path(job.folder).mkdir(parents=True, exist_ok=True)
-    with _kept_if_it_may_go_on(folder, Path(job.folder), alone=share == (0, 1)), _no_collector():
-        count = _Count(on_progress)
-        parts: list[Part] = []
-        missing = _missing(job, _cut(job, items, items_per_part), share, parts, count)
-        _make_all(job, tokenizer, missing, count, workers=workers, small=small)
-        with completing():
-            return _complete(folder, job, parts, manifest, notes)
+    try:
+        with _kept_if_it_may_go_on(folder, Path(job.folder), alone=share == (0, 1)), _no_collector():
+            count = _Count(on_progress)
+            parts: list[Part] = []
+            missing = _missing(job, _cut(job, items, items_per_part), share, parts, count)
+            _make_all(job, tokenizer, missing, count, workers=workers, small=small)
+            with completing():
+                return _complete(folder, job, parts, manifest, notes)
+    except Unfinished as error:
+        if (folder / "manifest.json").is_file():  # another process completed it, and took the parts with it
+            shutil.rmtree(job.folder, ignore_errors=True)
+            return True
+        if not Path(job.folder).is_dir():
+            raise Unfinished(
+                f"another process removed the unfinished parts of the token store {folder}; start this one again"
+            ) from error
+        raise
 
 
 def _complete(
@@ -167,17 +180,31 @@ def _check(workers: int, share: tuple[int, int]) -> None:
 def _kept_if_it_may_go_on(folder: Path, unfinished: Path, *, alone: bool) -> Iterator[None]:
     """Finished parts stay after an interruption or a full disk, and go where the records themselves are at fault.
 
-    Errors name the folder that was asked for.
+    They stay too while another process is at work on them. Errors name the folder that was asked for.
     """
+    with writing(folder):
+        at_work = os.open(unfinished, os.O_RDONLY)
     try:
+        _locked(at_work, fcntl.LOCK_SH)
         with told_of(folder, unfinished):
             yield
     except Unfinished:
         raise
     except UserError:
-        if alone:
+        if alone and _locked(at_work, fcntl.LOCK_EX):
             shutil.rmtree(unfinished, ignore_errors=True)
         raise
+    finally:
+        os.close(at_work)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    """Whether the lock was to be had at once; not where another process is in its way or the file system has none."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

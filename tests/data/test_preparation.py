@@ -5,7 +5,9 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -268,6 +270,56 @@ def test_a_full_disk_is_told_and_finished_parts_are_kept(source, tokenizer, tmp_
     told: list[Progress] = []
     assert made(tmp_path / "store", source, tokenizer, on_progress=told.append)
     assert told[-1].found == PER_PART
+
+
+def prepared(folder: Path, items: Iterable[Item], tokenizer: Tokenizer, **settings) -> bool:
+    return prepare(
+        folder, items, WORK, tokenizer=tokenizer, items_per_part=PER_PART, small=0, manifest={"a": 1}, **settings
+    )
+
+
+def slowly(source: Files, *, after: int, wait: threading.Event) -> Iterator[Item]:
+    """The source's items, of which all but the first so many come after the event."""
+    for number, item in enumerate(TrainRecords(source)):
+        if number == after:
+            wait.wait(60)
+        yield item
+
+
+def test_a_share_whose_store_is_completed_by_another_process_is_done(by_one, source, tokenizer, tmp_path):
+    done, complete = threading.Event(), []
+    folder = tmp_path / "store"
+    items = slowly(source, after=PER_PART * 2 + 1, wait=done)
+    share = threading.Thread(target=lambda: complete.append(prepared(folder, items, tokenizer, share=(0, 2))))
+    share.start()
+    assert made(folder, source, tokenizer)
+    done.set()
+    share.join(60)
+    assert complete == [True]
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_record_at_fault_takes_no_parts_from_a_share_at_work(source, tokenizer, tmp_path):
+    wait, complete = threading.Event(), []
+    folder = tmp_path / "store"
+    items = slowly(source, after=PER_PART * 2 + 1, wait=wait)
+    share = threading.Thread(target=lambda: complete.append(prepared(folder, items, tokenizer, share=(0, 2))))
+    share.start()
+    while not (tmp_path / ".store.unfinished").is_dir():
+        pass
+
+    def broken():
+        yield next(iter(TrainRecords(source)))
+        raise UserError("line 2 is at fault")
+
+    with pytest.raises(UserError, match="line 2 is at fault"):
+        prepared(folder, broken(), tokenizer)
+    wait.set()
+    share.join(60)
+    assert complete == [False], "the other share's parts are missing, its own are there"
+    with pytest.raises(UserError, match="line 2 is at fault"):
+        prepared(folder, broken(), tokenizer)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_part_without_a_document_and_an_empty_source_are_no_shards(tokenizer, tmp_path):
