@@ -18,13 +18,15 @@ from jaxtyping import Float
 
 from dynamics.errors import UserError
 from dynamics.seeds import stream
-from dynamics.study.mixtures import BASELINE, labeled_cells, spread
+from dynamics.study.gather import records_of
+from dynamics.study.mixtures import BASELINE, UNTUNED, labeled_cells, spread
 from dynamics.study.points import Bootstrap, Interval, interval, replicate, seed_weights
 from dynamics.study.published import published
 
 Result = Mapping[str, Any]
 Entry = Mapping[str, Any]
 _Lane = tuple[str, str, int]  # (size, label, records)
+_TITLES = {"cmmlu": "CMMLU", "agieval": "AGIEval", "ceval": "C-Eval"}
 PUBLISHED_SIZE = "7b"  # the published scores are of this size; beside another size they are only a landmark
 
 
@@ -54,37 +56,70 @@ class BenchmarkRow:
 
     @property
     def title(self) -> str:
-        return self.benchmark if self.shots is None else f"{self.benchmark} {self.shots}-shot"
+        name = _TITLES.get(self.benchmark, self.benchmark)
+        return name if self.shots is None else f"{name} {self.shots}-shot"
 
 
 def benchmark_rows(results: Sequence[Result], *, bootstrap: Bootstrap | None = None) -> list[BenchmarkRow]:
     """Every reading of every benchmark, the baseline first; empty where no cell was asked one."""
     bootstrap = bootstrap or Bootstrap()
     sets: dict[tuple[Any, ...], dict[tuple[_Lane, int], list[tuple[Result, Entry]]]] = {}
+    bases = _untuned_labels(results)
     for label, records, result in labeled_cells(results):
-        lane = (result["coords"]["size"], label, records)
         for entry, reading in _from_the_end(result.get("benchmarks") or ()):
-            asked = (entry["benchmark"], entry["shots"], entry.get("letters", ""), _questions(entry))
-            members = sets.setdefault(asked, {}).setdefault((lane, reading), [])
-            if _is_new(result, members):
+            name = bases[_untuned_key(result, entry)] if label == UNTUNED else label
+            lane = (result["coords"]["size"], name, records)
+            members = sets.setdefault(_asked(entry), {}).setdefault((lane, reading), [])
+            if _is_new(result, entry, members):
                 members.append((result, entry))
     rows = [row for asked, places in sets.items() for row in _rows(asked, places, bootstrap)]
-    ranks = {name: rank for rank, name in enumerate(("before tuning", BASELINE))}
     return sorted(
         rows,
         key=lambda row: (
             row.benchmark, -1 if row.shots is None else row.shots, row.letters, row.params,
-            ranks.get(row.mixture, len(ranks)), row.records, row.mixture, -row.reading,
+            row.records > 0, row.mixture != BASELINE, row.records, row.mixture, -row.reading,
         ),
     )  # fmt: skip
 
 
-def _is_new(result: Result, members: Sequence[tuple[Result, Entry]]) -> bool:
-    """Whether a cell stands for itself. A model before tuning is scored once for each source and is the same model."""
-    twice = [other for other, _ in members if other["coords"]["seed"] == result["coords"]["seed"]]
-    if twice and result["coords"]["volume"] != 0:
+def _untuned_labels(results: Sequence[Result]) -> dict[tuple[Any, ...], str]:
+    """What a model before tuning is called, by its size, what it was asked and its answers.
+
+    It is scored once for each source. Where the answers differ, so do the models, and their sources tell them apart.
+    """
+    sources: dict[tuple[Any, ...], dict[str, list[str]]] = {}
+    for result in results:
+        if result["coords"].get("params") is not None and records_of(result) == 0:
+            for entry, _ in _from_the_end(result.get("benchmarks") or ()):
+                *place, answers = _untuned_key(result, entry)
+                named = sources.setdefault(tuple(place), {}).setdefault(answers, [])
+                named.append(str(result["coords"].get("source")))
+    return {
+        (*place, answers): UNTUNED if len(each) == 1 else f"{UNTUNED} ({', '.join(dict.fromkeys(names))})"
+        for place, each in sources.items()
+        for answers, names in each.items()
+    }
+
+
+def _untuned_key(result: Result, entry: Entry) -> tuple[Any, ...]:
+    return result["coords"]["size"], *_asked(entry), _answers(entry)
+
+
+def _asked(entry: Entry) -> tuple[Any, ...]:
+    return entry["benchmark"], entry["shots"], entry.get("letters", ""), _questions(entry)
+
+
+def _answers(entry: Entry) -> str:
+    return " ".join(each["correct"] for _, each in sorted(entry["tasks"].items()))
+
+
+def _is_new(result: Result, entry: Entry, members: Sequence[tuple[Result, Entry]]) -> bool:
+    """Whether a cell stands for itself. A model before tuning is scored once for each source: the same answers again
+    are the same model."""
+    twice = [(other, told) for other, told in members if other["coords"]["seed"] == result["coords"]["seed"]]
+    if twice and (result["coords"]["volume"] != 0 or _answers(twice[0][1]) != _answers(entry)):
         raise UserError(
-            f"cells {twice[0]['cell']} and {result['cell']} would be one row of the benchmarks, at "
+            f"cells {twice[0][0]['cell']} and {result['cell']} would be one row of the benchmarks, at "
             f"{dict(result['coords'])}; give the axis that tells them apart a name in coords"
         )
     return not twice

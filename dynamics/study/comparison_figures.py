@@ -32,7 +32,7 @@ from dynamics.study.figures import (
 )
 from dynamics.study.mixtures import BASELINE, Mixtures
 from dynamics.study.points import Interval
-from dynamics.study.sensitivity import Transfer
+from dynamics.study.transfer import Transfer
 
 _SOURCES = (("#5570e6", "o"), ("#dd6a4e", "s"))  # color and marker of the curated source, and of the other
 _DASHES = (0, (4, 3))
@@ -85,7 +85,7 @@ def transfer_figure(matrix: Transfer) -> Figure:
                 axes.text(
                     column,
                     row,
-                    f"{100 * gain.value:+.0f}",
+                    f"{100 * gain.value:+.0f}".replace("-", "−"),
                     ha="center",
                     va="center",
                     color="#fefefe" if strong else "#1e2432" if clear else "#8b93a3",
@@ -99,7 +99,7 @@ def transfer_figure(matrix: Transfer) -> Figure:
             range(len(matrix.training)), [name.replace("_", " ").capitalize() for name in matrix.training], color=INK
         )
         axes.set_ylabel("trained on")
-        axes.set_title(f"{matrix.size} parameters, {count(matrix.volume)} records per ability: gain in points")
+        axes.set_title(f"{matrix.size} parameters, {count(matrix.volume)} records of one ability: gain in points")
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
     return figure

@@ -79,7 +79,12 @@ def _finite(value: float) -> float | None:
 def late_rows(compared: Sequence[Contrast]) -> list[Row]:
     """One row per source and ability: the slope over the later half of its totals, all sizes together."""
     return [
-        {"source": source, "ability": ability, "from_records": contrast.late_from[source], **spread("per_4x", slope)}
+        {
+            "source": source,
+            "ability": ability,
+            "from_records": contrast.late_from[source, ability],
+            **spread("per_4x", slope),
+        }
         for contrast in compared
         for (source, ability), slope in contrast.late.items()
     ]

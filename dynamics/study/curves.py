@@ -27,7 +27,8 @@ from dynamics.study.points import (
     seed_points,
     with_means,
 )
-from dynamics.study.sensitivity import Sensitivity, Transfer, sensitivities, transfer
+from dynamics.study.sensitivity import Sensitivity, sensitivities
+from dynamics.study.transfer import Transfer, transfer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

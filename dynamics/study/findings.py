@@ -16,17 +16,18 @@ from dynamics.study.curves import MEANS, OUT_OF_DOMAIN, OVERALL, Growth
 from dynamics.study.exchange import Ratio
 from dynamics.study.mixtures import Mixtures
 from dynamics.study.points import ROUNDING, Interval
-from dynamics.study.sensitivity import FALSE_DISCOVERIES, Transfer
+from dynamics.study.transfer import FALSE_DISCOVERIES, Transfer, is_pair
 
 NOT_MEASURED = "Not measured here"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A question, and the sentences that answer it; `measured` is False where the cells for it are missing."""
+    """A question, the sentences that answer it and more beneath them; `measured` is False where cells are missing."""
 
     question: str
     lines: tuple[str, ...]
+    details: tuple[str, ...] = ()
     measured: bool = True
 
 
@@ -35,9 +36,11 @@ def findings(
     compared: Sequence[Contrast],
     mixtures: Mixtures | None,
     benchmarks: Sequence[BenchmarkRow],
+    *,
+    apart: Sequence[str] = (),
 ) -> list[Finding]:
-    """The three findings in the paper's order."""
-    return [_data_and_size(growths), _sources(compared, mixtures, benchmarks), _transfers(growths)]
+    """The three findings in the paper's order; `apart` says which sources could not be compared, and why."""
+    return [_data_and_size(growths), _sources(compared, mixtures, benchmarks, apart), _transfers(growths)]
 
 
 # ---------------------------------------------------------------- data and size
@@ -71,30 +74,66 @@ def _outside_line(growth: Growth) -> str:
 # ---------------------------------------------------------------- sources
 
 
-def _sources(compared: Sequence[Contrast], mixtures: Mixtures | None, benchmarks: Sequence[BenchmarkRow]) -> Finding:
+_MOST_LINES = 4  # sentences of the second answer; the rest stands beneath them
+
+
+def _sources(
+    compared: Sequence[Contrast], mixtures: Mixtures | None, benchmarks: Sequence[BenchmarkRow], apart: Sequence[str]
+) -> Finding:
     question = "What are human records worth against synthetic ones?"
-    lines = [line for contrast in compared for line in contrast_lines(contrast)]
-    if not compared:
+    lines = [*apart, *(line for contrast in compared for line in contrast_lines(contrast))]
+    if not lines:
         lines.append(
             f"{NOT_MEASURED}: this takes cells of a curated source and of another one, each at two volumes or more and "
             "of the same size."
         )
-    if mixtures is not None:
-        lines += mixture_lines(mixtures)
-    lines += benchmark_lines(benchmarks)
-    return Finding(question=question, lines=tuple(lines), measured=bool(compared))
+    mixed = [] if mixtures is None else mixture_lines(mixtures)
+    lines += mixed[:1] + benchmark_lines(benchmarks)
+    more = [line for contrast in compared for line in contrast_details(contrast)]
+    return Finding(
+        question=question,
+        lines=tuple(lines[:_MOST_LINES]),
+        details=(*lines[_MOST_LINES:], *more, *mixed[1:]),
+        measured=bool(compared),
+    )
 
 
 def contrast_lines(contrast: Contrast) -> list[str]:
-    """Gap, rate of exchange, and whether the other source's curve turns down."""
-    gaps = (_gap_line(contrast), _ability_gaps_line(contrast), _base_line(contrast))
-    return [line for line in (*gaps, *_exchange_lines(contrast), _late_line(contrast)) if line]
+    """Gap, rate of exchange, and whether the other source's curve turns down: all overall."""
+    lines = (_gap_line(contrast), _base_line(contrast), *_exchange_lines(contrast), _late_line(contrast))
+    return [line for line in lines if line]
+
+
+def contrast_details(contrast: Contrast) -> list[str]:
+    """The same by ability, and what was left out."""
+    lines = (
+        _ability_gaps_line(contrast), _ability_rates_line(contrast), _late_abilities_line(contrast),
+        *left_out_lines(contrast),
+    )  # fmt: skip
+    return [line for line in lines if line]
+
+
+def left_out_lines(contrast: Contrast) -> list[str]:
+    """What the comparison does not rest on."""
+    lines = []
+    if contrast.only_one:
+        lines.append(f"Left out, since one of the two was not measured on it: {tables.named(contrast.only_one)}.")
+    if contrast.left_out:
+        lines.append(f"Compared at {contrast.setting}; {contrast.left_out} cells of other settings are left out.")
+    if contrast.beside:
+        totals = ", ".join(f"{total:,}" for total in contrast.beside)
+        lines.append(
+            f"{len(contrast.beside)} {contrast.other} volume{'s' * (len(contrast.beside) > 1)} ({totals} records) "
+            f"within 5% of a {contrast.human} one that a nearer volume already stands beside: no gap is taken there."
+        )
+    return lines
 
 
 def _gap_line(contrast: Contrast) -> str:
     human, other = contrast.human, contrast.other
     if not contrast.shared or OVERALL not in contrast.mean_gaps:
-        return f"{human.capitalize()} and {other} data have no volume in common, so there is no gap at equal volume."
+        why = "no volume at which both have every ability" if contrast.shared else "no volume in common"
+        return f"{human.capitalize()} and {other} data have {why}, so there is no overall gap at equal volume."
     overall = contrast.mean_gaps[OVERALL]
     where = f"{words.value_range((contrast.shared[0], contrast.shared[-1]))} records".replace(" – ", "–")
     sizes = "" if len(contrast.sizes) == 1 else f" and {len(contrast.sizes)} sizes"
@@ -121,9 +160,11 @@ def _base_line(contrast: Contrast) -> str:
     apart = [size for size in contrast.sizes if size in differ]
     if not apart:
         return ""
-    gaps = ", ".join(f"{size} {words.points(contrast.gaps[OVERALL, size, 0])}" for size in apart)
+    known = {size: contrast.gaps[OVERALL, size, 0] for size in apart if (OVERALL, size, 0) in contrast.gaps}
+    gaps = ", ".join(f"{size} {words.points(gap)}" for size, gap in known.items())
+    said = f" ({gaps} points)" if known else f" at size {tables.named(apart)}"
     return (
-        f"Before tuning the two already differ ({gaps} points): they start from different base models, and a part of "
+        f"Before tuning the two already differ{said}: they start from different base models, and a part of "
         "every gap is theirs."
     )
 
@@ -153,10 +194,10 @@ def _sorted_out(each: Mapping[str, Interval], up: str, down: str) -> str:
 
 
 def _exchange_lines(contrast: Contrast) -> list[str]:
-    """The rate overall, one for each size; then those of the abilities at the largest size."""
+    """The rate overall, one for each size."""
     rates = {size: contrast.exchanges[OVERALL, size] for size in contrast.sizes}
     known = [
-        f"{f'size {size} ' if len(rates) > 1 else ''}{ratio_text(rate.median)} {_volumes(rate, contrast)}"
+        f"{f'size {size} ' if len(rates) > 1 else ''}{ratio_text(rate.median)} {_volumes(rate, contrast, size)}"
         for size, rate in rates.items()
         if rate.median is not None
     ]
@@ -171,21 +212,28 @@ def _exchange_lines(contrast: Contrast) -> list[str]:
             f"How many {contrast.other} records equal one {contrast.human} record is not defined{at}: "
             f"{contrast.human} data gain nothing clear over {rates[none[0]].over}."
         )
-    size = list(contrast.sizes)[-1]
-    found = {a: contrast.exchanges[a, size].median for a in contrast.abilities if a not in MEANS}
-    said = [f"{tables.spoken(ability)} {ratio_text(rate)}" for ability, rate in found.items() if rate is not None]
-    rest = [ability for ability, rate in found.items() if rate is None]
-    if said:
-        more = f"; not defined, without a clear gain: {tables.named(rest)}" if rest else ""
-        lines.append(f"By ability{f' at size {size}' if len(rates) > 1 else ''}: {', '.join(said)}{more}.")
     return lines
 
 
-def _volumes(exchange: Exchange, contrast: Contrast) -> str:
+def _ability_rates_line(contrast: Contrast) -> str:
+    """The rates of the abilities at the largest size."""
+    size = contrast.sizes[-1]
+    found = {a: contrast.exchanges[a, size].median for a in contrast.abilities if a not in MEANS}
+    said = [f"{tables.spoken(ability)} {ratio_text(rate)}" for ability, rate in found.items() if rate is not None]
+    rest = [ability for ability, rate in found.items() if rate is None]
+    if not said:
+        return ""
+    more = f"; not defined, without a clear gain: {tables.named(rest)}" if rest else ""
+    needed = f"{contrast.other.capitalize()} records needed for one {contrast.human} record, by ability"
+    return f"{needed}{f' at size {size}' if len(contrast.sizes) > 1 else ''}: {', '.join(said)}{more}."
+
+
+def _volumes(exchange: Exchange, contrast: Contrast, size: str) -> str:
     """What the median is over, and at how many volumes the other source never gets there."""
     found = [rate for rate in exchange.at.values() if rate is not None]
     never = sum(math.isinf(rate.at_most) for rate in found)
-    short = f"; {contrast.totals[-1]:,} do not reach the score at {never} of them" if never else ""
+    most = contrast.largest_other(size)
+    short = f"; {most:,} {contrast.other} records do not reach the score at {never} of them" if never else ""
     return f"(median over {len(found)} volume{'s' if len(found) > 1 else ''}{short})"
 
 
@@ -216,13 +264,18 @@ def _late_line(contrast: Contrast) -> str:
     overall = contrast.late.get((other, OVERALL))
     if overall is None:
         return ""
-    start = f"From {contrast.late_from[other]:,} records on, {other} data change the overall score by"
+    start = f"From {contrast.late_from[other, OVERALL]:,} records on, {other} data change the overall score by"
     verdict = "it falls" if overall.negative else "it still rises" if overall.positive else "no clear change"
-    falling = [a for a in contrast.abilities if a not in MEANS and _negative(contrast.late.get((other, a)))]
-    more = f" Clearly falling there: {tables.named(falling)}." if falling else ""
     same = contrast.late.get((contrast.human, OVERALL))
-    beside = f"; {contrast.human} from {contrast.late_from[contrast.human]:,} on {words.points(same)}" if same else ""
-    return f"{start} {words.points(overall)} points per 4× records ({verdict}{beside}).{more}"
+    human = contrast.human
+    beside = f"; {human} from {contrast.late_from[human, OVERALL]:,} on {words.points(same)}" if same else ""
+    return f"{start} {words.points(overall)} points per 4× records ({verdict}{beside})."
+
+
+def _late_abilities_line(contrast: Contrast) -> str:
+    late = {ability: contrast.late.get((contrast.other, ability)) for ability in contrast.abilities}
+    falling = [ability for ability, slope in late.items() if ability not in MEANS and _negative(slope)]
+    return f"Clearly falling with more {contrast.other} data: {tables.named(falling)}." if falling else ""
 
 
 def _negative(item: Interval | None) -> bool:
@@ -230,18 +283,27 @@ def _negative(item: Interval | None) -> bool:
 
 
 def mixture_lines(mixtures: Mixtures) -> list[str]:
-    """One sentence per size: the overall difference of every mixture from the baseline."""
+    """A sentence per mean and size: the difference of every mixture from the baseline. The largest size comes first."""
     lines = []
-    for size, rows in mixtures.by_size.items():
-        compared = [row for row in rows if row.differences]
-        for mean in (name for name in MEANS if name in mixtures.chance):
-            each = [f"{row.name} {words.points(row.differences[mean])}" for row in compared]
+    for mean in (name for name in MEANS if name in mixtures.chance):
+        for size, rows in reversed(mixtures.by_size.items()):
+            most = max(row.num_seeds for row in rows)
+            each = [
+                f"{row.name}{_few_seeds(row.num_seeds, most)} {words.points(row.differences[mean])}"
+                for row in rows
+                if row.differences
+            ]
             if each:
                 lines.append(
-                    f"Mixtures at size {size}, {mean}, against the baseline of {rows[0].records:,} curated records: "
-                    f"{', '.join(each)} points."
+                    f"Mixtures at size {size}, {mean}, against the baseline of {rows[0].records:,} curated records"
+                    f"{_few_seeds(rows[0].num_seeds, most)}: {', '.join(each)} points."
                 )
     return lines
+
+
+def _few_seeds(number: int, most: int) -> str:
+    """A warning where seeds are missing: the intervals know less of chance than where all are there."""
+    return f" ({number} of {most} seeds)" if number < most else ""
 
 
 def benchmark_lines(rows: Sequence[BenchmarkRow]) -> list[str]:
@@ -256,7 +318,8 @@ def benchmark_lines(rows: Sequence[BenchmarkRow]) -> list[str]:
                 each.setdefault(row.title, []).append(f"{row.mixture} {words.points(differs)}")
         said = "; ".join(f"{title}: {', '.join(names)}" for title, names in each.items())
         lines.append(
-            f"On the benchmarks at size {size}, clearly different from the baseline: {said} points."
+            f"On the benchmarks at size {size}, clearly different from the baseline: {said} points (each by its own "
+            "interval, not corrected for their number)."
             if said
             else f"On the benchmarks at size {size} no mixture differs clearly from the baseline."
         )
@@ -274,7 +337,7 @@ def _transfers(growths: Sequence[Growth]) -> Finding:
         return Finding(question=question, lines=lines, measured=False)
     level = growths[0].bootstrap.level
     # The same question at several sizes or volumes: the largest of each says it, the tables hold all.
-    last = max(matrices, key=lambda matrix: (len(matrix.training), matrix.volume))
+    last = max(matrices, key=lambda matrix: (matrix.params, len(matrix.training), matrix.volume))
     return Finding(question=question, lines=tuple(transfer_lines(last, level)))
 
 
@@ -292,11 +355,13 @@ def transfer_lines(matrix: Transfer, level: float) -> list[str]:
     if rest and clear:
         lines.append(f"No clear change from training on others: {tables.named(rest)}.")
     if own:
-        ranked = sorted(own, key=lambda name: -own[name].value)
+        gained = sorted((name for name in own if own[name].positive), key=lambda name: -own[name].value)
+        others = [name for name in own if name not in gained]
+        said = ", ".join(f"{tables.spoken(name)} {words.points(own[name])}" for name in gained)
         lines.append(
-            "Training on the ability itself gives "
-            + ", ".join(f"{tables.spoken(name)} {words.points(own[name])}" for name in ranked)
-            + " points."
+            "From training on itself clearly gain: "
+            + (f"{said} points" if gained else "none")
+            + (f"; no clear gain: {tables.named(others)}." if others else ".")
         )
     return [*lines, _pairs_line(matrix, level)]
 
@@ -306,7 +371,7 @@ def _pairs_line(matrix: Transfer, level: float) -> str:
         (label, name, gain, kept)
         for label, gains, keeps in zip(matrix.training, matrix.gains, matrix.survives, strict=True)
         for name, gain, kept in zip(matrix.abilities, gains, keeps, strict=True)
-        if label != "all" and name not in label.split("+") and math.isfinite(gain.value)
+        if is_pair(label, name) and math.isfinite(gain.value)
     ]
     clear = [pair for pair in pairs if pair[2].positive or pair[2].negative]
     kept = sorted((pair for pair in pairs if pair[3]), key=lambda pair: -abs(pair[2].value))
@@ -315,15 +380,16 @@ def _pairs_line(matrix: Transfer, level: float) -> str:
     )
     more = f" and {len(kept) - 6} more" if len(kept) > 6 else ""
     chance = (1 - level) * len(pairs)
-    rule = f"at most {100 * FALSE_DISCOVERIES:.0f}% of them wrong by Benjamini and Hochberg's rule"
+    rule = f"Benjamini and Hochberg's rule, on average at most {100 * FALSE_DISCOVERIES:.0f}% of them wrong"
     found = (
-        f"{len(kept)} {_verb(len(kept))} clear among all tests ({rule}): {shown}{more}"
+        f"{len(kept)} {_verb(len(kept))} clear when all are tested at once ({rule}): {shown}{more}"
         if kept
-        else f"none stays clear among all tests ({rule})"
+        else f"none stays clear when all are tested at once ({rule})"
     )
+    alone = " One seed: chance in training is no part of this." if matrix.seeds == 1 else ""
     return (
         f"Of {len(pairs)} pairs of one ability trained and another measured, the {100 * level:.0f}% interval of "
-        f"{len(clear)} leaves zero out, where chance alone would make about {chance:.0f}; {found}."
+        f"{len(clear)} leaves zero out, where chance alone would make about {chance:.0f}; {found}.{alone}"
     )
 
 

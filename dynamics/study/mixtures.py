@@ -17,6 +17,7 @@ from dynamics.study.points import Bootstrap, Interval, interval
 
 Result = Mapping[str, Any]
 BASELINE = "baseline"
+UNTUNED = "before tuning"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ def labeled_cells(results: Sequence[Result]) -> Iterator[tuple[str, int, Result]
     varying = varying_coords([r for r in sized if r["coords"]["volume"] != 0])
     for result in sized:
         records = records_of(result)
-        label = "before tuning" if records == 0 else named.get(result["cell"]) or _label(result, varying)
+        label = UNTUNED if records == 0 else named.get(result["cell"]) or _label(result, varying)
         yield label, records, result
 
 

@@ -23,7 +23,7 @@ from dynamics.study import (
     words,
 )
 from dynamics.study.benchmark_tables import PUBLISHED_SIZE, BenchmarkRow, benchmark_rows
-from dynamics.study.contrast import Contrast, contrasts
+from dynamics.study.contrast import Contrast, apart, contrasts
 from dynamics.study.curves import MEANS, OVERALL, Bootstrap, Growth, analyze
 from dynamics.study.gather import volume_of
 from dynamics.study.mixtures import Mixtures
@@ -77,7 +77,7 @@ def write_report(
             mixtures=mixed,
             mixture_figures=_mixture_figures(mixed, page_figures),
             benchmarks=_benchmark_section(asked, page_figures),
-            findings=findings.findings(growths, compared, mixed, asked),
+            findings=findings.findings(growths, compared, mixed, asked, apart=apart(results)),
             other_headlines=[(growth.grid.variant, words.headlines(growth)) for growth in growths[1:] if growth.grows],
             files=[f"{name}.csv" for name in FILES if rows[name]],
             caveats=words.caveats(growths, cells),
@@ -299,7 +299,8 @@ def _transfer_figures(growth: Growth) -> list[tuple[str, Any, str, str]]:
     for index, matrix in enumerate(growth.transfers):
         caption = (
             f"Points gained over {matrix.baseline}; bold: the {level} interval leaves zero out; framed: still clear "
-            "when all pairs are tested at once."
+            "when all pairs of one ability trained and another measured are tested at once (an ability's gain from "
+            "itself, and the row of all abilities, are not among them)."
         )
         title = f"Transfer between abilities: {matrix.size}"
         found.append((f"transfer{index + 1}", comparison_figures.transfer_figure(matrix), title, caption))
@@ -325,6 +326,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(ratio=findings.ratio_text)
     environment.globals.update(
+        left_out_lines=findings.left_out_lines,
         score_text=words.score_text,
         interval_text=words.interval_text,
         outcome=comparison_tables.outcome,

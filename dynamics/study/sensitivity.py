@@ -7,8 +7,8 @@ from intervals alone; "clear" means that the interval leaves zero out.
     data    falls with data             the slope is clearly below zero
             saturates early at v        the slope is clear, but clearly smaller over the later half of the volumes than
                                         over the earlier half, and after v nothing more is clearly gained, v lying in
-                                        the earlier half. Or: no clear slope, but already the smallest volume clearly
-                                        gains over the model before tuning
+                                        the earlier half. Or: no clear slope, but both the smallest volume and the
+                                        largest are clearly above the model before tuning
             saturates at v              the same with v in the later half, before the largest volume
             responds to data            the slope is clear otherwise
             resists data                no clear slope, and clearly less than the mean over abilities
@@ -22,15 +22,13 @@ from intervals alone; "clear" means that the interval leaves zero out.
 """
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from dynamics.study.fits import log4
-from dynamics.study.points import ROUNDING, Bootstrap, Grid, Interval, interval, score_replicates
+from dynamics.study.points import Interval, interval
 
 Replicates = Mapping[str, Float[np.ndarray, "reps sizes volumes"]]
 
@@ -49,21 +47,6 @@ class Sensitivity:
     saturation: int | None  # the volume after which nothing more is clearly gained
     data_verdict: str
     size_verdict: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Transfer:
-    """Gain on every ability (columns) from training on each set of abilities (rows), at one size and volume."""
-
-    size: str
-    volume: int
-    baseline: str  # what the gain is over
-    training: tuple[str, ...]
-    abilities: tuple[str, ...]
-    gains: tuple[tuple[Interval, ...], ...]
-    survives: tuple[tuple[bool, ...], ...]  # which gains of single sets stay clear when all are tested at once
-    from_others: tuple[Interval | None, ...]  # by ability: the mean over the sets that do not hold it
-    from_itself: tuple[Interval | None, ...]  # by ability: the mean over the sets that do
 
 
 def slope_weights(
@@ -125,10 +108,12 @@ def _sensitivity(
     }
     of = {key: _maybe(value, level) for key, value in slopes.items()}
     untuned = _untuned_gain(draws, volumes, level)
+    kept = _untuned_gain(draws, volumes, level, at=-1)
+    early = bool(untuned and kept and untuned.positive and kept.positive)
     saturation = _saturation(tuned, v, level)
     bends = _difference(slopes["early"], slopes["late"], level)
     data_verdict = _data_verdict(
-        of, bends, _difference(slopes["data"], slopes["mean_data"], level), untuned, saturation, v
+        of, bends, _difference(slopes["data"], slopes["mean_data"], level), early, saturation, v
     )
     size_verdict = _size_verdict(
         of, _difference(slopes["size"], slopes["mean_size"], level), _needs_size(tuned, v, level)
@@ -151,7 +136,7 @@ def _data_verdict(
     of: Mapping[str, Interval | None],
     bends: Interval | None,
     against_mean: Interval | None,
-    untuned: Interval | None,
+    early: bool,
     saturation: int | None,
     volumes: np.ndarray,
 ) -> str:
@@ -165,7 +150,7 @@ def _data_verdict(
             return "responds to data"
         earlier_half = volumes[: _half(volumes)]
         return f"saturates {'early ' if saturation in earlier_half else ''}at v≈{saturation}"
-    if untuned is not None and untuned.positive:
+    if early:
         return f"saturates early at v≤{int(volumes[0])}"
     return "resists data" if against_mean and against_mean.negative else "no clear response to data"
 
@@ -205,11 +190,11 @@ def _saturation(tuned: np.ndarray, volumes: np.ndarray, level: float) -> int | N
     return int(volumes[clear[-1] + 1]) if len(clear) else int(volumes[0])
 
 
-def _untuned_gain(draws: np.ndarray, volumes: np.ndarray, level: float) -> Interval | None:
-    """Smallest positive volume minus volume 0, mean over the sizes that have both."""
+def _untuned_gain(draws: np.ndarray, volumes: np.ndarray, level: float, *, at: int = 1) -> Interval | None:
+    """The smallest positive volume (or that `at` a place) minus volume 0, mean over the sizes that have both."""
     if volumes[0] != 0 or len(volumes) < 2:
         return None
-    gain = draws[..., 1] - draws[..., 0]
+    gain = draws[..., at] - draws[..., 0]
     there = np.isfinite(gain[0])
     return interval(gain[:, there].mean(axis=1), level=level) if there.any() else None
 
@@ -220,100 +205,3 @@ def _maybe(replicates: np.ndarray | None, level: float) -> Interval | None:
 
 def _difference(first: np.ndarray | None, second: np.ndarray | None, level: float) -> Interval | None:
     return None if first is None or second is None else interval(first - second, level=level)
-
-
-# ---------------------------------------------------------------- transfer between abilities
-
-
-def transfer(grids: Sequence[Grid], bootstrap: Bootstrap) -> tuple[Transfer, ...]:
-    """Transfer matrices of one variant, one per size and volume that some set of abilities other than "all" has.
-
-    The gain is over the model before tuning of the same size where that was scored, else over training on all
-    abilities; draws of seeds and items are shared, so the difference is paired.
-    """
-    if not any(grid.training != "all" for grid in grids):
-        return ()
-    scores = {grid.training: score_replicates(grid, bootstrap) for grid in grids}
-    by_training = {grid.training: grid for grid in grids}
-    sizes = {size: None for grid in grids for size in grid.sizes}
-    volumes = sorted({volume for grid in grids if grid.training != "all" for volume in grid.volumes if volume > 0})
-    found = []
-    for size, volume in itertools.product(sizes, volumes):
-        at = {label: _at(by_training[label], scores[label], size, volume) for label in scores}
-        base = next((b for g in grids if (b := _at(g, scores[g.training], size, 0)) is not None), None)
-        name = "the model before tuning"
-        if base is None:
-            base, name = at.get("all"), f"training on all abilities at volume {volume}"
-        rows = {label: draws for label, draws in at.items() if draws is not None and (draws is not base)}
-        if base is not None and any(label != "all" for label in rows):
-            found.append(_matrix(size, volume, name, rows, base, bootstrap.level))
-    return tuple(found)
-
-
-def _at(grid: Grid, scores: Replicates, size: str, volume: int) -> dict[str, np.ndarray] | None:
-    """Replicates of every ability at one size and volume; None where no cell is finished."""
-    if size not in grid.sizes or volume not in grid.volumes:
-        return None
-    place = grid.sizes.index(size), grid.volumes.index(volume)
-    found = {ability: draws[(slice(None), *place)] for ability, draws in scores.items()}
-    return found if any(np.isfinite(draws[0]) for draws in found.values()) else None
-
-
-def _matrix(
-    size: str,
-    volume: int,
-    baseline: str,
-    rows: Mapping[str, Mapping[str, np.ndarray]],
-    base: Mapping[str, np.ndarray],
-    level: float,
-) -> Transfer:
-    abilities = tuple(base)
-    draws = {(label, name): row[name] - base[name] for label, row in rows.items() for name in abilities}
-    alone = {key: each for key, each in draws.items() if key[0] != "all"}
-    clear = dict(zip(alone, discoveries([two_sided(each) for each in alone.values()]), strict=True))
-
-    def mean_over(name: str, *, held: bool) -> Interval | None:
-        each = [d for (label, at), d in alone.items() if at == name and (name in label.split("+")) == held]
-        each = [rows for rows in each if np.isfinite(rows[0])]
-        return interval(np.mean(each, axis=0), level=level) if each else None
-
-    return Transfer(
-        size=size,
-        volume=volume,
-        baseline=baseline,
-        training=tuple(rows),
-        abilities=abilities,
-        gains=tuple(tuple(interval(draws[label, name], level=level) for name in abilities) for label in rows),
-        survives=tuple(tuple(bool(clear.get((label, name))) for name in abilities) for label in rows),
-        from_others=tuple(mean_over(name, held=False) for name in abilities),
-        from_itself=tuple(mean_over(name, held=True) for name in abilities),
-    )
-
-
-FALSE_DISCOVERIES = 0.05  # the share of wrong ones among the gains that are called clear after testing all at once
-
-
-def two_sided(draws: Float[np.ndarray, " reps"]) -> float:
-    """The chance of an estimate this far from zero if there were nothing: normal, with the spread of the draws.
-
-    (Counting draws beyond zero cannot tell 1 in 10,000 from 1 in 1,000, and a hundred tests need the difference.)
-    """
-    spread = float(np.std(draws[1:], ddof=1)) if len(draws) > 2 else 0.0
-    if not math.isfinite(spread) or spread <= ROUNDING:
-        return 1.0  # nothing varies: there is no measure of chance, and no claim
-    return math.erfc(abs(float(draws[0])) / spread / math.sqrt(2))
-
-
-def discoveries(chances: Sequence[float]) -> list[bool]:
-    """Which of many tests stay clear, at most 5% of them wrong on average.
-
-    Source: Benjamini and Hochberg 1995. The tests share items and base model and lean the same way, under which the
-    rule keeps its promise (Benjamini and Yekutieli 2001).
-
-    >>> discoveries([0.001, 0.04, 0.03, 0.9])
-    [True, False, False, False]
-    """
-    ranked = sorted(range(len(chances)), key=lambda index: chances[index])
-    passed = [n for n, index in enumerate(ranked, 1) if chances[index] <= FALSE_DISCOVERIES * n / len(chances)]
-    kept = set(ranked[: max(passed, default=0)])
-    return [index in kept for index in range(len(chances))]

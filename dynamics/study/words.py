@@ -97,10 +97,11 @@ def score_text(curve: Curve, index: int) -> str:
 
 
 def interval_text(item: Interval) -> str:
-    """'62.4% [59.1, 65.8]'."""
+    """'62.4% [59.1, 65.8]' of a score; where the draws of seeds go beyond what a score can be, the ends stop there."""
     if not math.isfinite(item.value):
         return "–"
-    return f"{percent(item.value)} [{100 * item.low:.1f},{_NO_BREAK}{100 * item.high:.1f}]"
+    low, high = max(0.0, item.low), min(1.0, item.high)
+    return f"{percent(item.value)} [{100 * low:.1f},{_NO_BREAK}{100 * high:.1f}]"
 
 
 def number(value: Any) -> str:

@@ -1,15 +1,16 @@
 """Curated against synthetic: planted gaps, rates and turns come back, and what cannot be known is said to be so."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 
 from dynamics.study.comparison_tables import exchange_rows, gap_rows, late_rows
-from dynamics.study.contrast import contrasts
+from dynamics.study.contrast import apart, contrasts
 from dynamics.study.curves import MEANS, OUT_OF_DOMAIN, OVERALL, Bootstrap, analyze
 from dynamics.study.exchange import Ratio, ratio, reach
-from dynamics.study.findings import contrast_lines, ratio_text
+from dynamics.study.findings import contrast_details, contrast_lines, ratio_text
 
 from .paper_results import FLAT, RATE, Maker, grid, make_paper_results
 
@@ -177,21 +178,107 @@ def test_without_a_model_before_tuning_gains_are_over_chance():
 
 
 def test_a_curve_that_turns_down_is_found_over_its_later_half(contrast):
-    assert contrast.late_from["synthetic"] == 640
+    assert contrast.late_from["synthetic", OVERALL] == 640
     assert contrast.late["synthetic", OVERALL].negative
     assert contrast.late["curated", OVERALL].positive
     assert {row["source"] for row in late_rows([contrast])} == {"curated", "synthetic"}
 
 
 def test_the_findings_follow_from_the_intervals(contrast):
-    said = " ".join(contrast_lines(contrast))
+    said = " ".join([*contrast_lines(contrast), *contrast_details(contrast)])
     assert "At equal volume (10–10,000 records, mean over 6 volumes) curated data score +" in said
     assert "Synthetic records needed for one curated record, overall: ≥ " in said
-    assert "; 40,960 do not reach the score at " in said
+    assert "; 40,960 synthetic records do not reach the score at " in said
     assert "(it falls; curated from 160 on +" in said
     assert "not defined, without a clear gain: role play" in said.replace("ethics and role play", "role play")
     rows = gap_rows([contrast])
     assert {row["records"] for row in rows} >= {0, 10, "mean"}
+
+
+def of_source(made, name):
+    return [cell for cell in made if cell["coords"]["source"] == name]
+
+
+def test_two_volumes_near_one_are_told_apart_and_the_nearest_is_compared():
+    made = two_sources(seed=0, gap=0.05, totals=(0, 100, 400))
+    near = [copy.deepcopy(cell) for cell in of_source(made, "synthetic") if cell["coords"]["records"] == 100]
+    for records, cells in (
+        (97, near),
+        (102, [c for c in of_source(made, "synthetic") if c["coords"]["records"] == 100]),
+    ):
+        for cell in cells:
+            cell["coords"]["records"] = records
+            cell["run"]["counts"]["records"] = records
+            cell["cell"] += str(records)
+    (found,) = contrasts(made + near, bootstrap=FEW)
+    assert found.shared == (100, 400)
+    assert found.beside == (97,)
+    (said,) = [line for line in contrast_details(found) if "97 records" in line]
+    assert said.startswith("1 synthetic volume (97 records) within 5% of a curated one")
+    means = [np.mean(cell["test"]["math"]["scores"]) for cell in made if cell["coords"]["records"] == 102]
+    assert found.lines["synthetic", "math", SIZE].mean[found.totals.index(100)] == pytest.approx(np.mean(means))
+
+
+def test_abilities_that_one_source_was_not_measured_on_are_left_out_and_told():
+    made = make_paper_results(sizes=(SIZE,), with_benchmarks=False, num_items=20)
+    for cell in made:
+        if cell["coords"]["source"] == "synthetic":
+            cell["test"] = {name: each for name, each in cell["test"].items() if name != "ethics"}
+        if cell["coords"]["source"] == "synthetic" and cell["coords"]["volume"] == 0:
+            cell["test"] = {name: {**each, "scores": each["scores"][::-1]} for name, each in cell["test"].items()}
+    (found,) = contrasts(made, bootstrap=FEW)
+    assert "ethics" not in found.abilities
+    assert contrast_lines(found)[0].startswith("At equal volume (10–10,000 records")
+    assert "Left out, since one of the two was not measured on it: ethics." in contrast_details(found)
+    for cell in of_source(made, "synthetic"):
+        cell["test"] = {"other": cell["test"]["math"]}
+    assert contrasts(made, bootstrap=FEW) == []
+    assert apart(made) == ["Curated and synthetic are not compared: no ability was measured on both."]
+
+
+def in_order(cells, order):
+    made = copy.deepcopy(cells)
+    for cell in made:
+        cell["coords"]["order"] = order
+        cell["cell"] += order
+    return made
+
+
+def test_both_sides_are_taken_at_an_order_that_both_have():
+    """Interleaved curated cells come first and are as many; synthetic ones are blocked only."""
+    made = two_sources(seed=0, gap=0.05, totals=(10, 40, 160))
+    curated = of_source(made, "curated")
+    blocked = in_order(curated, "blocked")
+    for cell in blocked:
+        cell["test"]["math"]["scores"] = [1.0] * len(cell["test"]["math"]["scores"])
+    theirs = in_order(of_source(made, "synthetic"), "blocked")
+    for mine in (curated + blocked, blocked + curated):
+        (found,) = contrasts(mine + theirs, bootstrap=FEW)
+        assert found.lines["curated", "math", SIZE].mean[0] == 1.0
+        assert (found.setting, found.left_out) == ("order blocked", 9)
+    assert contrasts(curated + theirs, bootstrap=FEW) == []
+    (said,) = apart(curated + theirs)
+    assert said.endswith("(curated: order interleaved; synthetic: order blocked).")
+
+
+def test_what_does_not_reach_the_score_is_what_the_other_source_had():
+    made = make_paper_results(sizes=(SIZE,), with_benchmarks=False, synthetic_totals=(0, 10, 40, 160, 640))
+    (found,) = contrasts(made, bootstrap=FEW)
+    assert found.totals[-1] == 10_000
+    assert found.largest_other() == 640
+    assert "; 640 synthetic records do not reach the score at " in " ".join(contrast_lines(found))
+
+
+def test_the_later_half_is_that_of_each_ability():
+    made = make_paper_results(sizes=(SIZE,), with_benchmarks=False, num_items=20)
+    for cell in made:
+        if cell["coords"]["source"] == "synthetic" and cell["coords"]["records"] == 40_960:
+            cell["test"].pop("code")
+            cell["test"].pop("math")
+    (found,) = contrasts(made, bootstrap=FEW)
+    rows = {(row["source"], row["ability"]): row["from_records"] for row in late_rows([found])}
+    assert rows["synthetic", "biology"] == 640
+    assert rows["synthetic", "code"] == 160
 
 
 def test_one_source_or_one_volume_is_nothing_to_compare():

@@ -19,6 +19,7 @@ from dynamics.study.points import (
     score_replicates,
     seed_weights,
 )
+from dynamics.study.sensitivity import sensitivities
 
 from .synthetic_results import TRUTH, make_results
 
@@ -322,6 +323,16 @@ def test_verdicts_tell_the_designed_abilities_apart(growth):
     assert size["biology"] == size["history"] == "responds to size"
     assert "size" in size["ethics"]
     assert size["ethics"] not in ("needs size", "responds to size")
+
+
+@pytest.mark.parametrize(
+    ("levels", "early"), [((0.2, 0.3, 0.3, 0.3), True), ((0.2, 0.3, 0.27, 0.24), False), ((0.2, 0.22, 0.2, 0.2), False)]
+)
+def test_a_score_saturates_early_only_where_it_stays_above_the_model_before_tuning(levels, early):
+    noise = np.random.default_rng(0).normal(0, 0.03, (200, 1, 4))
+    draws = np.array(levels) + np.concatenate([np.zeros((1, 1, 4)), noise])
+    (row,) = sensitivities({"overall": draws}, [9], [0, 1, 4, 16], overall="overall", level=0.95)
+    assert (row.data_verdict == "saturates early at v≤1") == early
 
 
 def test_one_size_or_one_volume_gives_no_slope_and_says_so():

@@ -1,5 +1,6 @@
 """The three questions at the top of a page: answered from intervals, or said to be not measured."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -15,8 +16,9 @@ from dynamics.study.curves import OUT_OF_DOMAIN, OVERALL, Bootstrap, analyze
 from dynamics.study.findings import findings, transfer_lines
 from dynamics.study.gather import num_trained, records_of
 from dynamics.study.mixtures import mixtures
+from dynamics.study.points import Grid, Items
 from dynamics.study.report import axes_of, write_report
-from dynamics.study.sensitivity import discoveries, two_sided
+from dynamics.study.transfer import Gain, discoveries, transfer, two_sided
 
 from .paper_results import MEASURED, OUTSIDE, TRAINED_ALONE, make_paper_results
 from .synthetic_results import TRUTH, make_results, make_summary
@@ -115,24 +117,77 @@ def test_the_sentences_say_how_many_pairs_chance_would_make(growths):
     assert "code → math +" in last
 
 
-def test_many_tests_of_nothing_rarely_leave_a_discovery():
-    """100 tests of nothing: at 95% about five are clear; after the step-up rule a study has any in about 5 of 100."""
-    draw = np.random.default_rng(0)
-    naive, kept = [], []
-    for _ in range(100):
-        draws = draw.normal(0, 1, (100, 1)) + np.concatenate(
-            [np.zeros((100, 1)), draw.normal(0, 1, (100, 200))], axis=1
+def null_grids(draw, seed_sd, *, names=("math", "code", "biology", "history"), num_items=40, num_seeds=3, own=0.0):
+    """Cells of one ability each, three seeds, around a model before tuning; nothing moves but what is trained."""
+    hard = draw.uniform(-0.15, 0.15, (len(names), num_items))
+    untuned = draw.random(hard.shape) < 0.4 + hard
+    grids = []
+    for trained in names:
+        luck = draw.normal(0, seed_sd, (num_seeds, len(names)))
+        items = {}
+        for row, name in enumerate(names):
+            scores = np.full((num_seeds, 1, 2, num_items), np.nan)
+            scores[0, 0, 0] = untuned[row]
+            for seed in range(num_seeds):
+                p = 0.4 + hard[row] + luck[seed, row] + own * (name == trained)
+                scores[seed, 0, 1] = draw.random(num_items) < np.clip(p, 0, 1)
+            items[name] = Items(
+                ids=tuple(map(str, range(num_items))),
+                chance=np.full(num_items, 0.25),
+                scores=scores,
+                loss_sums=scores,
+                num_tokens=np.ones_like(scores),
+            )
+        grids.append(
+            Grid(
+                variant="",
+                training=trained,
+                sizes=("s",),
+                params=(9,),
+                volumes=(0, 10),
+                totals=(0, 10),
+                seeds=tuple(range(num_seeds)),
+                items=items,
+            )
         )
-        chances = [two_sided(row) for row in draws]
-        naive.append(sum(chance < 0.05 for chance in chances))
-        kept.append(any(discoveries(chances)))
-    assert 3 < np.mean(naive) < 8
-    assert np.mean(kept) < 0.15
+    return grids
+
+
+@pytest.mark.parametrize(("seed_sd", "own"), [(0.0, 0.0), (0.06, 0.0), (0.12, 0.0), (0.03, 0.5)])
+def test_a_study_without_transfer_rarely_leaves_a_discovery(seed_sd, own):
+    """Three seeds through the bootstrap: 5% of studies, and no more of them beside large gains of each from itself."""
+    draw = np.random.default_rng(1)
+    wrong = []
+    for _ in range(100):
+        (matrix,) = transfer(null_grids(draw, seed_sd, own=own), Bootstrap(draws=100))
+        assert [row[index] for index, row in enumerate(matrix.survives)] == [None] * 4
+        wrong.append(any(kept for row in matrix.survives for kept in row))
+    assert np.mean(wrong) <= 0.1
+
+
+def test_the_chance_of_a_pair_knows_how_few_seeds_there_are():
+    """By hand: t = 2 with 2 degrees of freedom has the chance 0.184, with many the normal one of 0.0455."""
+    of_seeds = Gain(gain=0.2, variance=0.01, seed_variance=0.01, num_items=10**9, num_seeds=3)
+    of_items = Gain(gain=0.2, variance=0.01, seed_variance=0.0, num_items=10**9, num_seeds=3)
+    assert two_sided([of_seeds], measured=1) == [pytest.approx(0.18350, abs=1e-4)]
+    assert two_sided([of_items], measured=1) == [pytest.approx(0.04550, abs=1e-4)]
+    lucky, typical = two_sided([of_items, of_seeds], measured=2)
+    assert lucky > 0.05  # its own three seeds agree, but the others say what seeds can do
+    assert typical < 0.18350
 
 
 def test_a_planted_effect_among_many_is_kept():
     assert discoveries([1e-6, *np.linspace(0.01, 1, 99)]) == [True, *[False] * 99]
-    assert two_sided(np.array([0.3, 0.3, 0.3, 0.3])) == 1.0  # nothing varies: no claim
+    nothing = Gain(gain=0.3, variance=0.0, seed_variance=0.0, num_items=9, num_seeds=3)
+    assert two_sided([nothing], measured=1) == [1.0]  # nothing varies: no claim
+
+
+def test_the_finding_on_transfer_is_that_of_the_largest_size(growths):
+    (matrix,) = growths[0].transfers
+    larger = dataclasses.replace(matrix, size="13b", params=2 * matrix.params)
+    both = [dataclasses.replace(growths[0], transfers=each) for each in ((matrix, larger), (larger, matrix))]
+    for growth in both:
+        assert "(size 13b, " in findings([growth], [], None, [])[2].lines[0]
 
 
 # ---------------------------------------------------------------- the page
@@ -145,6 +200,8 @@ def test_every_question_is_answered_where_its_cells_are_there(results):
     assert third.measured
     assert any(line.startswith("Out of domain, on what nothing was trained for") for line in first.lines)
     assert second.lines[0].startswith("At equal volume (10–2,560 records")
+    assert len(second.lines) <= 4
+    assert any(line.startswith("Clearly ahead with curated data: ") for line in second.details)
 
 
 def test_a_question_without_cells_is_said_to_be_not_measured():
@@ -171,6 +228,8 @@ def test_the_page_holds_every_section_and_closes_its_tags(page):
         "Benchmarks",
         "Beside the published scores (7B)",
         "The mean as it was published",
+        "More on this question",
+        "Differences are not corrected for their number: about one in 20 is bold by chance",
     ):
         assert heading in said, heading
     for name in ("contrast-synthetic-7b", "mixtures-7b", "benchmarks", "transfer1-1"):

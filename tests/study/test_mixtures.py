@@ -68,6 +68,20 @@ def test_mixtures_are_told_in_one_sentence_for_each_mean(mixed):
     assert len(mixtures.rows_of(mixed)) == 5 * 15
 
 
+def test_missing_seeds_of_a_baseline_and_of_a_mixture_are_told(results):
+    missing = {("even", 10_000): (1, 2), ("maximum", 39_618): (2,)}
+    some = [
+        r for r in results
+        if r["coords"]["seed"] not in missing.get((r["coords"]["mixture"], r["coords"]["records"]), ())
+        or r["coords"]["source"] == "synthetic"
+    ]  # fmt: skip
+    found = mixtures.mixtures(some, bootstrap=FEW)
+    assert found is not None
+    said = mixture_lines(found)[0]
+    assert "against the baseline of 10,000 curated records (1 of 3 seeds): reconstruct −" in said.replace("+", "−")
+    assert "maximum (2 of 3 seeds) +" in said
+
+
 def test_a_study_of_mixtures_alone_has_one_section_the_baselines(results):
     some = [r for r in results if r["coords"]["source"] not in ("synthetic",) and r["coords"]["volume"] != 64]
     some = [r for r in some if r["coords"]["abilities"] == "all"]
@@ -148,6 +162,7 @@ def test_the_interval_of_a_difference_covers_the_planted_one():
                 cell = {"cell": f"{name}{s}", "coords": {**coords, "mixture": name}, "test": {"math": {}}}
                 cells.append({**cell, "benchmarks": [entry]})
         row = of(benchmark_rows(cells, bootstrap=Bootstrap(draws=100)), mixture="maximum")[0]
+        assert row.macro_difference is not None
         covered.append(row.macro_difference.low <= 0.07 <= row.macro_difference.high)
     assert np.mean(covered) >= 0.85
 
@@ -171,6 +186,22 @@ def test_two_cells_of_one_place_are_refused(results):
     asked = next(result for result in results if result.get("benchmarks"))
     with pytest.raises(UserError, match="one row of the benchmarks"):
         benchmark_rows([asked, {**asked, "cell": "other"}], bootstrap=FEW)
+
+
+def test_two_base_models_have_a_row_each_and_one_scored_twice_has_one(results):
+    bases = [r for r in results if r["coords"]["volume"] == 0]
+    assert {r["coords"]["source"] for r in bases} == {"curated", "synthetic"}
+    draw = np.random.default_rng(0)
+    first, second = ({**benchmark_entry(draw, "cmmlu", 0, p), "step": 0, "epoch": 0.0} for p in (0.2, 0.6))
+    for entries, names in (
+        ((first, first), {"before tuning"}),
+        ((first, second), {"before tuning (curated)", "before tuning (synthetic)"}),
+    ):
+        cells = [{**base, "benchmarks": [entry]} for base, entry in zip(bases, entries, strict=True)]
+        found = benchmark_rows(cells, bootstrap=FEW)
+        assert {row.mixture for row in found} == names
+        means = [entry["macro"] for entry in entries[: len(names)]]
+        assert [row.macro.value for row in found] == pytest.approx(means)
 
 
 def test_the_sentence_names_what_differs_clearly(rows):

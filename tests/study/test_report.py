@@ -8,7 +8,7 @@ import pytest
 
 from dynamics.errors import UserError
 from dynamics.study import comparison_figures, figures, words
-from dynamics.study.curves import Bootstrap, analyze
+from dynamics.study.curves import Bootstrap, Interval, analyze
 from dynamics.study.report import write_report
 
 from .synthetic_results import TRUTH, make_results, make_summary
@@ -182,6 +182,13 @@ def test_nothing_finished_is_an_error_not_an_empty_page(tmp_path):
 )
 def test_durations_read_well(seconds, said):
     assert words.duration(seconds) == said
+
+
+def test_the_interval_of_a_score_stays_within_what_a_score_can_be():
+    assert (
+        words.interval_text(Interval(value=0.972, low=0.937, high=1.002)).replace("\xa0", " ") == "97.2% [93.7, 100.0]"
+    )
+    assert words.interval_text(Interval(value=0.006, low=-0.004, high=0.019)).replace("\xa0", " ") == "0.6% [0.0, 1.9]"
 
 
 @pytest.mark.parametrize(
