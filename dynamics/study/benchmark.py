@@ -1,10 +1,12 @@
 """Benchmarks put to one model, in a folder that can be gone on with.
 
 items.jsonl    one line a question, appended batch by batch: what was answered, what is right, the letters' logits
-settings.json  what decides those lines; a pass with other settings does not go on there
+settings.json  what decides those lines, for each benchmark and number of shots; one with other settings is refused
 scores.json    means, standard errors and chance of each benchmark and number of shots, and of every task
 scores.csv     the same, a row a task
 <test>.png     tasks by their accuracy, beside chance
+
+A pass may ask for more or fewer benchmarks and shots than the folder has: what is there of the others stays.
 """
 
 import csv
@@ -116,7 +118,8 @@ def doit_tests(
     """The published test files, ability by ability, and how many of their lines gave no record."""
     folder = Path(data_dir) / DOIT
     source = Doit(data_dir=str(folder if (folder / "curated").is_dir() else data_dir), on_bad_record="skip")
-    settings = PUBLISHED if published else Evaluation(choice="generation", max_new_tokens=PUBLISHED.max_new_tokens)
+    # As published, answers may run past max_length: C-Eval's five examples leave less room than one may take.
+    settings = PUBLISHED if published else dataclasses.replace(PUBLISHED, rules="ours", ties="share")
     there = {ability for ability, _ in source.found(("test",)).files}  # the other splits need not be there
     chosen = [ability for ability in (*ABILITY_NAMES, *CEVAL_NAMES) if ability in there and ability in (tasks or there)]
     loaded = {ability: source.load(ability, "test") for ability in chosen}
@@ -186,10 +189,22 @@ def run_benchmarks(planned: BenchmarkPass, folder: str | Path | None, report: Re
                 appender.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
             entries = _entries(planned, found, write, report)
-        write_json(home / SCORES, entries)
-        (home / TABLE).write_text(table(entries), encoding="utf-8")
+        written = _with_earlier(entries, home)
+        write_json(home / SCORES, written)
+        (home / TABLE).write_text(table(written), encoding="utf-8")
         _draw(entries, home)
     return entries
+
+
+def _with_earlier(entries: Sequence[dict[str, Any]], home: Path) -> list[dict[str, Any]]:
+    """The entries, and before them those of earlier passes that this one did not ask for."""
+    others = (read_json(home / SETTINGS) or {}).keys() - {_name(one) for one in entries}
+    return [one for one in read_json(home / SCORES) or () if _name(one) in others] + list(entries)
+
+
+def _name(one: Mapping[str, Any]) -> str:
+    """Of a test in settings.json."""
+    return DOIT if one["shots"] is None else f"{one['benchmark']} {one['shots']}"
 
 
 def _draw(entries: Sequence[Mapping[str, Any]], home: Path) -> None:
@@ -209,12 +224,14 @@ def _resumed(planned: BenchmarkPass, home: Path) -> tuple[dict[Key, dict[str, An
         return {}, 0
     if not isinstance(noted, dict):
         raise UserError(f"{path} is there and was not begun by this command (no {SETTINGS}); remove it")
-    if noted != identity:
-        changed = sorted(name for name in {*identity, *noted} if noted.get(name) != identity.get(name))
+    changed = sorted(name for name in identity.keys() & noted.keys() if noted[name] != identity[name])
+    if changed:
         raise UserError(
             f"{home} was begun with other settings ({', '.join(changed)} differ); put them back, give another "
             "--output, or remove the folder"
         )
+    if not identity.keys() <= noted.keys():
+        write_json(home / SETTINGS, noted | identity)
     whole = path.read_bytes().split(b"\n")[:-1]  # what follows the last line's end was torn by a kill
     found: dict[Key, dict[str, Any]] = {}
     for number, line in enumerate(whole, start=1):

@@ -16,7 +16,7 @@ from dynamics.data.sources import Files
 from dynamics.data.template import DOIT, tokenizer_specials
 from dynamics.data.tokenizer import Tokenizer, train_tokenizer
 from dynamics.eval.benchmark_eval import score_benchmarks
-from dynamics.eval.benchmarks import Cmmlu
+from dynamics.eval.benchmarks import CEval, Cmmlu
 from dynamics.eval.settings import Evaluation
 from dynamics.model.convert import Params, export_model, load_model
 from dynamics.model.llama import LlamaConfig, init
@@ -140,6 +140,7 @@ def test_a_pass_cut_anywhere_goes_on_to_the_same_lines(capsys, folder, data, tmp
         assert scores_of(output) == scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "codes"), [(signal.SIGKILL, (-9,)), (signal.SIGINT, (130,))])
 def test_a_stopped_pass_goes_on(folder, data, tmp_path, capsys, number, codes):
     output, expected = tmp_path / "out", tmp_path / "expected"
@@ -162,7 +163,6 @@ def test_other_settings_do_not_go_on_in_the_same_folder(capsys, folder, data, tm
     assert evaluate(capsys, *asked(folder, data, "--shots", 0, "--output", output))[0] == 0
     before = (output / "items.jsonl").read_bytes()
     for more, named in (
-        (("--shots", 5), "cmmlu 0, cmmlu 5 differ"),
         (("--shots", 0, "--letters", "answer"), "cmmlu 0 differ"),
         (("--shots", 0, "--limit", 2), "cmmlu 0 differ"),
         (("--shots", 0, "--compute", "bfloat16"), "model differ"),
@@ -173,6 +173,66 @@ def test_other_settings_do_not_go_on_in_the_same_folder(capsys, folder, data, tm
     (output / "items.jsonl").write_text("mine\n")
     code, _, err = evaluate(capsys, *asked(folder, data, "--shots", 0, "--output", output))
     assert (code, "items.jsonl:1 is no line of this command" in err) == (2, True), err
+
+
+def test_more_and_fewer_tests_go_on_in_the_same_folder(capsys, folder, data, tmp_path):
+    output, expected = tmp_path / "out", tmp_path / "expected"
+    assert evaluate(capsys, *asked(folder, data, "--shots", 0, 5, "--output", expected))[0] == 0
+    assert evaluate(capsys, *asked(folder, data, "--shots", 5, "--output", output))[0] == 0
+    code, _, err = evaluate(capsys, *asked(folder, data, "--shots", 5, 0, "--limit", 2, "--output", output))
+    assert (code, "(cmmlu 5 differ)" in err) == (2, True), err
+    assert evaluate(capsys, *asked(folder, data, "--shots", 0, 5, "--output", output))[0] == 0  # more
+    assert sorted(map(str, lines_of(output))) == sorted(map(str, lines_of(expected)))
+    assert scores_of(output) == scores_of(expected)
+    before = (output / "items.jsonl").read_bytes()
+    code, out, err = evaluate(capsys, *asked(folder, data, "--shots", 5, "--output", output, "--json"))  # fewer
+    assert (code, [one["shots"] for one in json.loads(out)["scores"]]) == (0, [5]), err
+    assert (output / "items.jsonl").read_bytes() == before
+    assert scores_of(output) == scores_of(expected)
+    assert len((output / "scores.csv").read_text().splitlines()) == 1 + 2 * 4
+
+
+def twelve(question: str, gold: str, *, longer: int = 0) -> dict:
+    """A record of DoIT's C-Eval files: five examples, each question and answer a message, then the question."""
+    asked = [*((f"例{i}{'长' * longer}\nA. 一\nB. 二\nC. 三\nD. 四\n答案：", "A") for i in range(5)), (question, gold)]
+    turns = [turn for text, letter in asked for turn in (("user", text), ("assistant", letter))]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return {"messages": messages, "type": "ceval_physician_fshot", "question_format": 0, "idx": 0}
+
+
+def write_lines(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_ceval_is_asked_from_its_own_csv_files_and_from_the_records_of_doit(capsys, folder, tmp_path):
+    for split, size in (("dev", 5), ("val", 6)):
+        rows = [f"{i},心脏有{i}个腔？,一,二,三,四,{'ABCD'[i % 4]}" + ",因为" * (split == "dev") for i in range(size)]
+        head = "id,question,A,B,C,D,answer" + ",explanation" * (split == "dev")
+        for subject in ("law", "logic"):
+            (tmp_path / "ceval" / split).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "ceval" / split / f"{subject}_{split}.csv").write_text("\n".join([head, *rows]) + "\n", "utf-8")
+    records = [twelve(f"心脏有{i}个腔？\nA. 一\nB. 二\nC. 三\nD. 四\n答案：", "ABCD"[i % 4]) for i in range(3)]
+    write_lines(tmp_path / "ceval/curated/test/ceval_physician.json", *records)
+    arguments = (
+        folder, "--benchmark", "ceval", "--data-dir", tmp_path, "--template", "doit", "--mesh", "data=1",
+        "--shots", 0, 5, "--output", tmp_path / "out",
+    )  # fmt: skip
+    code, out, err = evaluate(capsys, *arguments)
+    assert code == 0, err
+    assert "letters are the pieces ▁A ▁B ▁C ▁D" in err
+    for entry, shots in zip(scores_of(tmp_path / "out"), (0, 5), strict=True):
+        assert (entry["benchmark"], entry["shots"], entry["num_items"]) == ("ceval", shots, 15)
+        assert {task: len(one["correct"]) for task, one in entry["tasks"].items()} == {
+            "physician": 3, "logic": 6, "law": 6,
+        }  # fmt: skip
+        assert entry["counts"]["too_long"] == entry["counts"]["shots_dropped"] == 0
+    assert "ceval, 5 shots: 2 tasks without a file" in out  # the two other parts of DoIT
+    own = Tokenizer.load(folder, specials=tokenizer_specials(DOIT))
+    expected = score_benchmarks(
+        load_model(folder), [CEval(data_dir=str(tmp_path / "ceval"), shots=(0, 5))], tokenizer=own, template=DOIT
+    )
+    assert scores_of(tmp_path / "out") == [{**one, "seconds": 0} for one in expected]
 
 
 def test_tasks_and_a_limit_leave_out_and_are_counted(capsys, folder, data):
@@ -242,14 +302,10 @@ def test_a_finished_run_knows_its_template(capsys, run_folder, data, monkeypatch
 
 
 def test_the_published_test_files_are_answered_and_gone_on_with(capsys, folder, tmp_path):
-    for split in ("1000", "valid", "test"):
-        (tmp_path / "curated" / split).mkdir(parents=True)
     turns = [{"role": "user", "content": "一加一？"}, {"role": "assistant", "content": "二"}]
-    for ability in ABILITY_NAMES:
+    for ability in ABILITY_NAMES:  # there need be no others
         row = {"messages": turns, "type": ability, "question_format": 1, "choices": ["二", "三", "四"]}
-        for split in ("1000", "valid", "test"):
-            text = json.dumps(row) + "\n"
-            (tmp_path / "curated" / split / f"{ability}_{split}.json").write_text(text)
+        write_lines(tmp_path / f"curated/test/{ability}_test.json", row)
     arguments = (
         folder, "--benchmark", "doit", "--data-dir", tmp_path, "--template", "doit", "--mesh", "data=1",
         "--output", tmp_path / "out",
@@ -268,3 +324,11 @@ def test_the_published_test_files_are_answered_and_gone_on_with(capsys, folder, 
     (entry,) = json.loads(out)["scores"]
     assert (code, entry["rules"]) == (0, "published")
     assert entry["published_average"] == pytest.approx(entry["micro"] / 2)  # one item an ability
+    # Five long examples leave less room than an answer may take; only a prompt that fills it alone is not asked.
+    write_lines(
+        tmp_path / "curated/test/ceval_physician.json", twelve("题", "B", longer=80), twelve("题", "B", longer=500)
+    )
+    more = ("--tasks", "ceval_physician", "--json")
+    code, out, err = evaluate(capsys, *arguments[:-1], tmp_path / "ceval", *more)
+    (entry,) = json.loads(out)["scores"]
+    assert (code, entry["num_items"], entry["counts"]["too_long"]) == (0, 2, 1), err
