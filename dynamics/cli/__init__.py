@@ -74,8 +74,8 @@ def _config(parser: argparse.ArgumentParser, kind: str, *, also: str = "") -> No
     parser.add_argument(
         "--on-bad-record",
         choices=("error", "skip"),
-        help="error: stop at the first bad line (default); skip: leave it out and count it, and where a run is made, "
-        "write it with its reason to rejected.jsonl",
+        help="error: stop at the first bad line (default, but for a name of dynamics data list); skip: leave it out "
+        "and count it, and where a run is made, write it with its reason to rejected.jsonl",
     )
 
 
@@ -159,7 +159,7 @@ def _catalogue_commands(group: _Commands) -> None:
         "dynamics data show configs/practice.py --rows 2\n  dynamics data show conifer --data-dir data --rows 1",
     )  # fmt: skip
     _config(show, "study", also=", or a name of dynamics data list")
-    show.add_argument("--rows", type=int, default=1, help="samples for each ability (default: 1)")
+    show.add_argument("--rows", type=int, default=1, help="samples for each ability, or of a benchmark (default: 1)")
     _json(show)
 
 

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 DATA_DIR = "data"  # where entries lie unless --data-dir says otherwise
 _SHOWN_CHARACTERS = 400
 _SHOWN_REJECTED = 20
+# What differs from row to row in a reason: [3], line 3, offset 1,234, 1,234 bytes. Names keep their digits (UTF-8).
+_POSITION = re.compile(
+    r"(?<=\[)\d+(?=\])|(?<=\bline )\d+|(?<=\boffset )[\d,]+|(?<=\bcolumn )\d+|(?<=\bcharacter )\d+"
+    r"|(?<=\bhas )[\d,]+(?= (?:bytes|texts))|(?<=\ba list of )\d+|(?<=\bof )\d+(?= turns)"
+)
 
 
 def list_(options: argparse.Namespace) -> int:
@@ -80,6 +85,8 @@ def show(options: argparse.Namespace) -> int:
 
         return show_config(options)
     one = entry(options.config)
+    if one.kind == "benchmark" and options.on_bad_record == "skip":
+        raise UserError(f"--on-bad-record skip has no use for {one.name}: a benchmark with a bad row is never read")
     seen = _seen(one, Path(options.data_dir or DATA_DIR), options.on_bad_record or "skip", options.rows)
     if options.json:
         print(json.dumps(seen, ensure_ascii=False))
@@ -92,11 +99,10 @@ def _state(one: "Entry", folder: Path) -> str:
     """'no', 'yes' for files that somebody put there, 'fetched' with the commit for those of `data fetch`."""
     from dynamics.data.fetched import read_record
 
-    home = folder / one.name
-    done = read_record(home)
-    if done is not None:
+    done = read_record(one.home(folder))
+    if done is not None and done.entry == one.name:
         return f"fetched {done.commit[:8]}"
-    return "yes" if home.is_dir() and one.is_there(folder) else "no"
+    return "yes" if one.is_there(folder) else "no"
 
 
 def _checked(one: "Entry", folder: Path) -> str:
@@ -113,23 +119,55 @@ def _checked(one: "Entry", folder: Path) -> str:
 
 
 def _seen(one: "Entry", folder: Path, on_bad_record: str, rows: int) -> dict[str, Any]:
+    from dynamics.data.entry import fetched_entry
+
     if not one.is_there(folder):
         get = f"dynamics data fetch {one.name} --data-dir {folder}"
-        raise UserError(f"{folder / one.name} has no files of {one.name}; run {get}; {one.offline(folder)}")
+        other = fetched_entry(one.home(folder))
+        why = f" (it was fetched as {other})" if other else ""
+        raise UserError(f"{folder / one.name} has no files of {one.name}{why}; run {get}; {one.offline(folder)}")
     checked = _checked(one, folder)
-    look = _rows_seen if one.kind == "benchmark" else _records_seen
-    splits = {split: look(one, folder, split, on_bad_record, rows) for split in one.splits if one.found(folder, split)}
-    return {"entry": one.name, "folder": str(one.home(folder)), "licence": one.licence, "checked": checked,
-            "absent": [split for split in one.splits if split not in splits], "splits": splits}  # fmt: skip
+    one.check(folder)
+    there = [split for split in one.splits if one.found(folder, split)]
+    seen = {"entry": one.name, "folder": str(one.home(folder)), "licence": one.licence, "checked": checked,
+            "absent": [split for split in one.splits if split not in there]}  # fmt: skip
+    if one.kind == "benchmark":
+        splits = {split: _rows_seen(one, folder, split) for split in there}
+        return {**seen, "splits": splits, "asked": _questions_seen(one, folder, rows)}
+    return {**seen, "splits": {split: _records_seen(one, folder, split, on_bad_record, rows) for split in there}}
 
 
-def _rows_seen(one: "Entry", folder: Path, split: str, on_bad_record: str, rows: int) -> dict[str, Any]:
-    """Of a benchmark: how many questions each file has; what they say is read by dynamics.eval.benchmarks."""
+def _rows_seen(one: "Entry", folder: Path, split: str) -> dict[str, Any]:
+    """Of a benchmark: how many rows each file has."""
     from dynamics.data.shapes import count_rows
 
-    del on_bad_record, rows
     files = {path.name: count_rows(path) for path in one.found(folder, split)}
     return {"files": files, "questions": sum(files.values())}
+
+
+def _questions_seen(one: "Entry", folder: Path, rows: int) -> dict[str, Any]:
+    """What `dynamics eval --benchmark` asks of these files, and what it leaves out; UserError where it refuses them."""
+    from dynamics.eval.benchmarks import FAMILY
+
+    split = "val" if "val" in one.splits else "test"
+    place = one.needed(folder, split)[0].parent
+    data_dir = str(place.parent if place.name == split else place)
+    (contents,) = (kind(data_dir=data_dir).contents() for kind in FAMILY if kind(data_dir=data_dir).name == one.name)
+    return {
+        "questions": len(contents.questions),
+        "tasks": dict(collections.Counter(question.task for question in contents.questions)),
+        "left_out": {reason: dict(tasks) for reason, tasks in contents.left_out.items()},
+        "missing": list(contents.missing),
+        "unknown": list(contents.unknown),
+        "samples": [
+            {
+                "id": one.id,
+                "messages": [{"role": turn.role, "content": turn.content} for turn in one.turns(0)],
+                "gold": one.gold,
+            }
+            for one in contents.questions[:rows]
+        ],
+    }
 
 
 def _records_seen(one: "Entry", folder: Path, split: str, on_bad_record: str, rows: int) -> dict[str, Any]:
@@ -181,7 +219,7 @@ def _stream(one: "Entry", path: Path, on_bad_record: Any) -> Iterator[tuple[str,
 
 def _kind(reason: str) -> str:
     """A reason without what differs from row to row."""
-    return re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'...'", reason.split(";")[0]))
+    return _POSITION.sub("N", re.sub(r"'[^']*'", "'...'", reason.split(";")[0]))
 
 
 def _print_seen(one: "Entry", seen: dict[str, Any]) -> None:
@@ -204,8 +242,23 @@ def _print_seen(one: "Entry", seen: dict[str, Any]) -> None:
             print(f"    {row['file']}:{row['line']}: {row['reason']}")
         for sample in part["samples"]:
             _print_sample(sample)
+    if "asked" in seen:
+        _print_asked(seen["asked"])
     if seen["absent"]:
         print(f"\nnot there: {', '.join(seen['absent'])}")
+
+
+def _print_asked(asked: dict[str, Any]) -> None:
+    print(f"\nasked: {asked['questions']:,} questions of {len(asked['tasks'])} tasks")
+    for reason, tasks in asked["left_out"].items():
+        each = ", ".join(f"{task} {count:,}" for task, count in tasks.items())
+        print(f"  left out {sum(tasks.values()):,}: {reason.replace('_', ' ')} ({each})")
+    for what, names in (("tasks without a file", asked["missing"]), ("files of no known task", asked["unknown"])):
+        if names:
+            print(f"  {what}: {', '.join(names)}")
+    for sample in asked["samples"]:
+        gold = {"role": "gold", "content": sample["gold"]}
+        _print_sample({**sample, "messages": [*sample["messages"], gold]})
 
 
 def _print_sample(sample: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ Each fact carries how certain it is, since the sets lie where this code may neve
 """
 
 import fnmatch
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from dynamics.data import shapes
-from dynamics.data.doit import CEVAL_NAMES, SYNTHETIC
+from dynamics.data.doit import CEVAL_NAMES, SYNTHETIC, Part, find_doit
 from dynamics.data.shapes import LoadedPairs, OnBadRecord, Shape
 from dynamics.data.sources import Loaded, record_stem
 from dynamics.errors import UserError
@@ -36,6 +37,7 @@ class Entry:
     `files` and `splits` are patterns as of fnmatch (* also crosses /), the first of paths in the repository, the
     second of local paths: those without the first of the `strip` prefixes that fits. `checksums` are the known ones,
     {local path: (SHA-256, bytes)}; where there are none, those of the first fetch are recorded and compared ever after.
+    `marks` are the local paths (patterns of Path.glob) that no other set has: where one is, the folder is the entry's.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Entry:
     strip: tuple[str, ...] = ()
     archive: str = ""  # a zip file that is unpacked where it lies
     splits: Mapping[str, tuple[str, ...]]
+    marks: tuple[str, ...] = ()
     shape: Shape | None = None  # None: a benchmark, which dynamics.eval.benchmarks reads
     checksums: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     certainty: Mapping[str, Certainty]
@@ -61,10 +64,22 @@ class Entry:
         """The repository: 'hub: owner/name' or its git URL."""
         return f"hub: {self.hub}" if self.hub else self.git
 
-    def home(self, folder: str | Path) -> Path:
-        """The folder of this entry's files: the one of its name in `folder`, else `folder` itself."""
-        own = Path(folder) / self.name
-        return own if own.is_dir() else Path(folder)
+    def home(self, folder: str | Path, *, given: bool = False) -> Path:
+        """The folder of this entry's files: the one of its name in `folder`, or `folder` itself where it is its own.
+
+        It is that when it has the entry's name, was filled by fetching the entry, or holds files that no other set has;
+        and with `given`, when the caller says so (TFDS's manual_dir may have any name). Two sets may name their files
+        alike, so any other folder is none of this entry's, whatever it holds.
+        """
+        folder = Path(folder)
+        own = folder / self.name
+        if own.is_dir():
+            return own
+        fetched = fetched_entry(folder)
+        if fetched:
+            return folder if fetched == self.name else own
+        marked = any(next(folder.glob(mark), None) is not None for mark in self.marks)
+        return folder if given or marked or folder.resolve().name == self.name else own
 
     def wants(self, path: str) -> bool:
         """Whether a path in the repository is fetched."""
@@ -75,11 +90,16 @@ class Entry:
         prefix = next((prefix for prefix in self.strip if path.startswith(prefix)), "")
         return path.removeprefix(prefix)
 
-    def found(self, folder: str | Path, split: str) -> tuple[Path, ...]:
-        """The files of one split that are there, by name; UserError for an unknown split."""
+    def found(self, folder: str | Path, split: str, *, given: bool = False) -> tuple[Path, ...]:
+        """The files of one split that are there, by name; UserError for an unknown split.
+
+        None where fetched.json says that another entry was fetched to this folder. `given` is that of home().
+        """
         if split not in self.splits:
             raise UserError(f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}")
-        home = self.home(folder)
+        home = self.home(folder, given=given)
+        if fetched_entry(home) not in ("", self.name):
+            return ()
         return tuple(
             path
             for name, path in _visible(home)
@@ -89,6 +109,30 @@ class Entry:
     def is_there(self, folder: str | Path) -> bool:
         """Whether any file of any split lies under `folder`."""
         return any(self.found(folder, split) for split in self.splits)
+
+    def check(self, folder: str | Path) -> None:
+        """Raises UserError for what a study would refuse: of DoIT's files those missing, there twice, or unknown.
+
+        Only the parts whose folder is there are asked for, besides valid and test.
+        """
+        if self.shape is not shapes.DOIT:
+            return
+        home = self.home(folder)
+        parts: tuple[tuple[Part, str], ...] = (
+            ("curated", "curated/1000"),
+            ("full", "curated/full"),
+            ("synthetic", "synthetic/40960"),
+        )
+        asked: list[tuple[Part, str]] = [(part, "train") for part, place in parts if (home / place).is_dir()]
+        held_out: list[tuple[Part, str]] = [("curated", "valid"), ("curated", "test")]
+        problems: list[str] = []
+        for part, split in (*asked, *held_out):
+            try:
+                find_doit(home, part, (split,))
+            except UserError as error:
+                problems.append(str(error))
+        if problems:
+            raise UserError("; ".join(dict.fromkeys(problems)))
 
     def read(self, folder: str | Path, split: str, *, on_bad_record: OnBadRecord = "skip") -> Loaded:
         """The records of one split, file by file in the order of their names, and the rows that gave none.
@@ -107,7 +151,7 @@ class Entry:
                 source=self._source(folder, path),
                 on_bad_record=on_bad_record,
             )
-            for path in self._needed(folder, split)
+            for path in self.needed(folder, split)
         ]
         return Loaded(
             records=tuple(one for part in parts for one in part.records),
@@ -120,7 +164,7 @@ class Entry:
             raise UserError(f"{self.name} holds {self.kind}, not preference pairs; read it with read()")
         parts = [
             shapes.read_pairs(path, source=self._source(folder, path), on_bad_record=on_bad_record)
-            for path in self._needed(folder, split)
+            for path in self.needed(folder, split)
         ]
         return LoadedPairs(
             pairs=tuple(one for part in parts for one in part.pairs),
@@ -150,7 +194,8 @@ class Entry:
             f"{command}; then copy {what} to {place}{unpack}"
         )
 
-    def _needed(self, folder: str | Path, split: str) -> tuple[Path, ...]:
+    def needed(self, folder: str | Path, split: str) -> tuple[Path, ...]:
+        """The files of one split; UserError that says how to get them when there are none."""
         paths = self.found(folder, split)
         if not paths:
             patterns = " or ".join(self.splits[split])
@@ -162,6 +207,14 @@ class Entry:
 
     def _source(self, folder: str | Path, path: Path) -> str:
         return f"{self.name}/{path.relative_to(self.home(folder)).as_posix()}"
+
+
+def fetched_entry(home: Path) -> str:
+    """The entry that `data fetch` filled a folder with; '' where none did, or its record cannot be read."""
+    try:
+        return str(json.loads((home / RECORD_FILE).read_text(encoding="utf-8"))["entry"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
 
 
 def _visible(home: Path) -> Iterator[tuple[str, Path]]:

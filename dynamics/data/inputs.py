@@ -172,7 +172,7 @@ def repeated(one: Input, parsed: Parsed, *, line: int, earlier: int) -> Rejected
 
 def entry_inputs(entry: Entry, folder: Path) -> list[Input]:
     """The files of an entry of the catalogue that are there, of its splits train, valid and test."""
-    home = entry.home(folder)
+    home = entry.home(folder, given=True)
     parse = pair_row if entry.kind == "preferences" else shape_parse(entry.shape) if entry.shape else record_row
     return [
         Input(
@@ -184,7 +184,7 @@ def entry_inputs(entry: Entry, folder: Path) -> list[Input]:
         )
         for split in SPLITS
         if split in entry.splits
-        for path in entry.found(folder, split)
+        for path in entry.found(folder, split, given=True)
     ]
 
 

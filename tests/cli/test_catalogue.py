@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dynamics.cli import main
+from dynamics.cli.catalogue import _kind
 from dynamics.data.catalogue import CATALOGUE
 from tests.data.fake_hub import COMMIT, FakeHub, serving
 
@@ -89,11 +90,83 @@ def test_show_of_preferences_prints_both_replies(capsys, tmp_path: Path):
 
 
 def test_show_counts_the_questions_of_a_benchmark(capsys, tmp_path: Path):
-    (tmp_path / "ceval/dev").mkdir(parents=True)
-    (tmp_path / "ceval/dev/law_dev.csv").write_text("id,question\n0,a\n1,b\n", encoding="utf-8")
-    _, out, _ = run(capsys, "show", "ceval", "--data-dir", str(tmp_path))
-    assert "dev: 2 questions in 1 files" in out
-    assert "not there: val, test" in out
+    head = "id,question,A,B,C,D,answer\n"
+    for split, count in (("dev", 5), ("val", 2)):
+        path = tmp_path / f"ceval/{split}/law_{split}.csv"
+        path.parent.mkdir(parents=True)
+        path.write_text(head + "".join(f"{i},q{i},a,b,c,d,C\n" for i in range(count)), encoding="utf-8")
+    code, out, _ = run(capsys, "show", "ceval", "--data-dir", str(tmp_path), "--rows", "2")
+    assert code == 0
+    assert "dev: 5 questions in 1 files" in out
+    assert "asked: 2 questions of 1 tasks" in out
+    assert "tasks without a file: physician, teacher_qualification, urban_and_rural_planner" in out
+    assert "- law/0\n" in out
+    assert "q1 A. a B. b C. c D. d 答案：\n      gold: C" in out
+    assert "not there: test" in out
+    assert (
+        len(json.loads(run(capsys, "show", "ceval", "--data-dir", str(tmp_path), "--json")[1])["asked"]["samples"]) == 1
+    )
+    code, _, err = run(capsys, "show", "ceval", "--data-dir", str(tmp_path), "--on-bad-record", "skip")
+    assert code == 2
+    assert "--on-bad-record skip has no use for ceval" in err
+
+
+def test_show_says_what_a_benchmark_leaves_out_or_why_it_is_refused(capsys, tmp_path: Path):
+    one = {"passage": None, "question": "Which?", "options": ["(A)a", "(B)b"], "label": "A"}
+    path = tmp_path / "agieval/gaokao-physics.jsonl"
+    path.parent.mkdir()
+    path.write_text(json.dumps(one) + "\n" + json.dumps(one | {"label": ["A", "B"]}) + "\n", encoding="utf-8")
+    cells = "".join(f'row {i},"{one!r}"\n' for i in range(1, 10))
+    (tmp_path / "agieval/few_shot_prompts.csv").write_text(",gaokao-physics\n" + cells, encoding="utf-8")
+    (tmp_path / "agieval/lsat-ar.jsonl").write_text(json.dumps(one), encoding="utf-8")
+    known = CATALOGUE[[entry.name for entry in CATALOGUE].index("agieval")].checksums
+    assert "gaokao-physics.jsonl" in known
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dynamics.data.fetched.compare_known", lambda entry, folder: 0)
+        _, out, _ = run(capsys, "show", "agieval", "--data-dir", str(tmp_path))
+        path.write_text(json.dumps(one | {"options": ["(A)a"]}) + "\n", encoding="utf-8")
+        code, _, err = run(capsys, "show", "agieval", "--data-dir", str(tmp_path))
+    assert "asked: 1 questions of 1 tasks\n  left out 1: several golds (gaokao-physics 1)" in out
+    assert "files of no known task: lsat-ar" in out
+    assert code == 2
+    assert "gaokao-physics.jsonl:1: options has 1 texts" in err
+
+
+def test_show_does_not_take_a_neighbour_for_the_set(capsys, tmp_path: Path):
+    (tmp_path / "cmmlu/dev").mkdir(parents=True)
+    (tmp_path / "cmmlu/dev/agronomy.csv").write_text("x\n", encoding="utf-8")
+    code, _, err = run(capsys, "show", "ceval", "--data-dir", str(tmp_path))
+    assert code == 2
+    assert f"{tmp_path}/ceval has no files of ceval" in err
+    assert {line.split()[0] for line in run(capsys, "list", "--data-dir", str(tmp_path))[1].splitlines()
+            if " yes " in line} == {"cmmlu"}  # fmt: skip
+
+
+def test_show_of_doit_refuses_what_its_source_refuses(capsys, tmp_path: Path):
+    path = tmp_path / "doit/curated/full/maths_full.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"messages": []}\n', encoding="utf-8")
+    code, _, err = run(capsys, "show", "doit", "--data-dir", str(tmp_path))
+    assert code == 2
+    assert "curated/full/maths_full.json in" in err
+    assert "is of none of the ten abilities" in err
+    assert "lacks 10 of the 10 files" in err
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        (
+            "byte 0xff at offset 1,234 of the file is not UTF-8; convert it",
+            "byte 0xff at offset N of the file is not UTF-8",
+        ),
+        ("messages[12].content is 'x'; it must", "messages[N].content is '...'"),
+        ("has the content of line 12 again", "has the content of line N again"),
+        ("question_format is 7; allowed: 0, 1", "question_format is 7"),
+    ],
+)
+def test_reasons_keep_their_names_and_lose_their_positions(reason: str, shown: str):
+    assert _kind(reason) == shown
 
 
 @pytest.mark.parametrize("command", ["show", "fetch"])

@@ -1,6 +1,8 @@
 """The catalogue: every fact has its certainty, every split can be read, and the docs say what it says."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,70 @@ def test_the_folder_may_be_the_entrys_own(doit: Path):
     one = entry("doit")
     assert one.read(doit / "doit", "full") == one.read(doit, "full")
     assert one.read(doit, "full").records[0].source == "doit/curated/full/biology_full.json"
+
+
+def test_a_folder_is_read_only_by_the_set_that_it_is_of(tmp_path: Path):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    _write(tmp_path / "ultrachat/train_sft.jsonl", {"prompt": "Hi", "messages": turns})
+    conifer, ultrachat = entry("conifer"), entry("ultrachat")
+    folder = tmp_path / "ultrachat"
+    assert len(ultrachat.read(folder, "train").records) == 1  # by its name
+    assert not conifer.is_there(folder)
+    with pytest.raises(UserError, match=r"ultrachat/conifer has no train files of conifer"):
+        conifer.read(folder, "train")
+    other = folder.rename(tmp_path / "mine")
+    assert not ultrachat.is_there(other)
+    assert len(conifer.found(other, "train", given=True)) == 1
+    (other / "fetched.json").write_text(json.dumps({"entry": "ultrachat"}), encoding="utf-8")
+    assert ultrachat.is_there(other)
+    assert not conifer.found(other, "train", given=True)
+    other.rename(tmp_path / "conifer")
+    assert not conifer.is_there(tmp_path), "fetched as another"
+
+
+def test_a_folder_with_files_that_no_other_set_has_is_of_the_set(doit: Path):
+    home = (doit / "doit").rename(doit / "mine")
+    assert entry("doit").home(home) == home
+    _write(doit / "b/databricks-dolly-15k.jsonl", {"instruction": "a", "response": "b"})
+    assert entry("dolly").is_there(doit / "b")
+
+
+def test_the_neighbours_of_a_set_are_not_its_files(tmp_path: Path):
+    _write(tmp_path / "cmmlu/dev/agronomy.csv", {})
+    _write(tmp_path / "cmmlu/test/agronomy.csv", {})
+    assert entry("cmmlu").is_there(tmp_path)
+    assert not entry("ceval").is_there(tmp_path)
+    assert not entry("ceval").is_there(tmp_path / "cmmlu")
+
+
+def _rename(home: Path, old: str, new: str) -> None:
+    (home / old).rename(home / new)
+
+
+@pytest.mark.parametrize(
+    ("break_", "message"),
+    [
+        (lambda home: (home / "curated/full/math_full.json").unlink(), r"part 'full': curated/full/math_full.json"),
+        (lambda home: (home / "curated/test/code_test.json").unlink(), r"lacks 1 .*: curated/test/code_test.json"),
+        (
+            lambda home: _rename(home, "curated/full/math_full.json", "curated/full/maths_full.json"),
+            r"curated/full/maths_full.json in .* is of none of the ten abilities",
+        ),
+        (
+            lambda home: _write(home / "curated/1000/role-play_1000.json", _doit_row("again")),
+            r"train records of 'role_play' twice",
+        ),
+        (lambda home: _write(home / "synthetic/40960/b.json", _doit_row("again")), r"2 synthetic files"),
+    ],
+)
+def test_doit_is_refused_as_its_source_refuses_it(doit: Path, break_: Callable[[Path], None], message: str):
+    one = entry("doit")
+    one.check(doit)
+    shutil.rmtree(doit / "doit/curated/1000") if "full" in message else None
+    one.check(doit)  # a part that is not there at all is not asked for
+    break_(doit / "doit")
+    with pytest.raises(UserError, match=message):
+        one.check(doit)
 
 
 def test_hidden_files_and_our_own_record_are_no_data(doit: Path):
