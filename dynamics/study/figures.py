@@ -8,7 +8,7 @@ well as from yellow to blue, and every size has its own marker: the order surviv
 import io
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -280,7 +280,7 @@ def _draw_sizes(axes: Axes, growth: Growth, ability: str, *, labeled: bool = Fal
     """Curves of one ability over parameters, one per volume; the largest volume thick with its band."""
     axes.axhline(growth.chance[ability], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     x = np.log2(np.array(growth.grid.params, dtype=float))
-    ends: dict[float, tuple[str, str]] = {}
+    ends: list[tuple[float, str, str]] = []
     for index, color in enumerate(_volume_colors(growth.grid.volumes)):
         last = index == len(growth.grid.volumes) - 1
         columns = [growth.scores[ability, size] for size in growth.grid.sizes]
@@ -291,7 +291,7 @@ def _draw_sizes(axes: Axes, growth: Growth, ability: str, *, labeled: bool = Fal
         if last:
             axes.fill_between(x[there], low[there], high[there], color=color, alpha=0.16, linewidth=0, zorder=2)
         if labeled and there[-1]:
-            ends[float(mean[-1])] = count(growth.grid.volumes[index]), color
+            ends.append((float(mean[-1]), count(growth.grid.volumes[index]), color))
     _label_ends(axes, x[-1], ends)
     axes.xaxis.set_major_locator(FixedLocator(list(x)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: count(round(2**place))))
@@ -299,16 +299,16 @@ def _draw_sizes(axes: Axes, growth: Growth, ability: str, *, labeled: bool = Fal
     axes.margins(x=0.12)
 
 
-def _label_ends(axes: Axes, x: float, ends: Mapping[float, tuple[str, str]]) -> None:
+def _label_ends(axes: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> None:
     """A label at the end of each line, from the lowest up, moved up where it would stand on the one below."""
     bottom, top = axes.get_ylim()
     below = -np.inf
-    for y in sorted(ends):
-        label, color = ends[y]
+    for y, label, color in sorted(ends, key=lambda end: end[0]):
         below = max(y, below + 0.05 * (top - bottom))
         axes.annotate(
-            label, (x, below), xytext=(7, 0), textcoords="offset points", va="center", color=color, fontsize=7.5
-        )
+            label, (x, below), xytext=(7, 0), textcoords="offset points", va="center", color=color, fontsize=7.5,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.8},
+        )  # fmt: skip
 
 
 def percent_axis(axes: Axes, top: float) -> None:

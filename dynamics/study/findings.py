@@ -351,6 +351,7 @@ def transfer_lines(matrix: Transfer, level: float) -> list[str]:
     lines = [
         f"Trained on others alone (size {matrix.size}, {matrix.volume:,} records of one ability or set, {over})."
         + (_sorted_out(clear, "gain", "lose") or " No ability clearly changes by it.")
+        + (f" Chance alone would make about {(1 - level) * len(others):.1f} of {len(others)}." if clear else "")
     ]
     if rest and clear:
         lines.append(f"No clear change from training on others: {tables.named(rest)}.")

@@ -112,6 +112,7 @@ def test_the_sentences_say_how_many_pairs_chance_would_make(growths):
         "Trained on others alone (size 7b, 1,000 records of one ability or set, over the model before"
     )
     assert re.search(r"math \+\d", first)
+    assert first.endswith(" Chance alone would make about 0.7 of 13.")
     assert last.startswith("Of 36 pairs of one ability trained and another measured, the 95% interval of ")
     assert "where chance alone would make about 2" in last
     assert "code → math +" in last

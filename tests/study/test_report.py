@@ -166,9 +166,23 @@ def test_a_figure_depends_on_the_results_alone():
     assert first == second
 
 
+def test_volumes_that_end_at_one_score_have_a_label_each():
+    results = make_results(seeds=(0,), sizes=("0.2m", "0.6m"), volumes=(16, 64))
+    same = {cell["coords"]["size"]: cell["test"] for cell in results}
+    growth = analyze([{**cell, "test": same[cell["coords"]["size"]]} for cell in results], bootstrap=FEW)[0]
+    labels = [text.get_text() for axes in figures.overall_figure(growth).axes for text in axes.texts]
+    assert sorted(labels) == ["16", "64"]
+
+
 def test_text_from_a_study_is_escaped(partial):
     assert "&lt;script&gt;alert(1)" in partial
     assert "<script" not in partial
+
+
+def test_a_study_whose_base_models_alone_are_finished_has_a_page(tmp_path):
+    bases = [result for result in make_results(num_items=10) if result["coords"]["volume"] == 0]
+    page = write_report(bases, {"name": "begun"}, tmp_path, bootstrap=FEW).read_text(encoding="utf-8")
+    assert "clearly above chance at 0 records" in page
 
 
 def test_nothing_finished_is_an_error_not_an_empty_page(tmp_path):
