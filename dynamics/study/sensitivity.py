@@ -182,7 +182,7 @@ def _needs_size(tuned: np.ndarray, volumes: np.ndarray, level: float) -> bool:
 def _saturation(tuned: np.ndarray, volumes: np.ndarray, level: float) -> int | None:
     """The smallest volume from which on the largest volume is never clearly better; mean over sizes."""
     sizes = np.isfinite(tuned[0]).all(axis=1)
-    if not sizes.any():
+    if not sizes.any() or not len(volumes):  # only models before tuning are finished
         return None
     curve = tuned[:, sizes].mean(axis=1)
     left = [interval(curve[:, -1] - curve[:, index], level=level).positive for index in range(len(volumes))]
