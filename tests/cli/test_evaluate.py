@@ -15,12 +15,14 @@ from dynamics.cli import main
 from dynamics.data.sources import Files
 from dynamics.data.template import DOIT, tokenizer_specials
 from dynamics.data.tokenizer import Tokenizer, train_tokenizer
+from dynamics.eval.ability_eval import prepare
 from dynamics.eval.benchmark_eval import score_benchmarks
 from dynamics.eval.benchmarks import CEval, Cmmlu
 from dynamics.eval.settings import Evaluation
 from dynamics.model.convert import Params, export_model, load_model
 from dynamics.model.llama import LlamaConfig, init
 from dynamics.record import ABILITY_NAMES
+from dynamics.study.benchmark import doit_tests
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import Batch, Budget, Run
 from dynamics.study.single import train_run
@@ -48,7 +50,7 @@ def folder(tokenizer, tmp_path_factory):
     path = tmp_path_factory.mktemp("evaluate") / "model"
     own = Tokenizer.from_bytes(tokenizer.model, specials=tokenizer_specials(DOIT))
     config = dataclasses.replace(TINY, vocab_size=own.vocab_size)
-    export_model(Params.of(init(config, jax.random.key(0)), own, max_length=2048), path)
+    export_model(Params.of(jax.jit(init, static_argnums=0)(config, jax.random.key(0)), own, max_length=2048), path)
     return path
 
 
@@ -126,9 +128,10 @@ def scores_of(folder):
     return [{**entry, "seconds": 0} for entry in json.loads((folder / "scores.json").read_text())]
 
 
-def test_a_pass_cut_anywhere_goes_on_to_the_same_lines(capsys, folder, data, tmp_path):
+@pytest.mark.parametrize("batch_tokens", [2048, pytest.param(512, marks=pytest.mark.slow)])
+def test_a_pass_cut_anywhere_goes_on_to_the_same_lines(capsys, folder, data, tmp_path, batch_tokens):
     output = tmp_path / "out"
-    arguments = asked(folder, data, "--shots", 0, 5, "--output", output, "--batch-tokens", 512)
+    arguments = asked(folder, data, "--shots", 0, 5, "--output", output, "--batch-tokens", batch_tokens)
     assert evaluate(capsys, *arguments)[0] == 0
     whole, lines, scores = (output / "items.jsonl").read_bytes(), lines_of(output), scores_of(output)
     assert len(lines) == 28
@@ -289,6 +292,7 @@ def run_folder(tokenizer, tmp_path_factory):
     return train_run(run, place / "out", Workspace(place / "cache"), lambda fraction: None)[0], place / "cache"
 
 
+@pytest.mark.slow
 def test_a_finished_run_knows_its_template(capsys, run_folder, data, monkeypatch):
     folder, cache = run_folder
     monkeypatch.setenv("DYNAMICS_CACHE", str(cache))
@@ -301,15 +305,20 @@ def test_a_finished_run_knows_its_template(capsys, run_folder, data, monkeypatch
     assert (code, "mean of abilities" in out) == (0, True), err
 
 
-def test_the_published_test_files_are_answered_and_gone_on_with(capsys, folder, tmp_path):
+def doit_arguments(folder, tmp_path):
+    """The command on the published test files of the ten abilities, an item each; there need be no others."""
     turns = [{"role": "user", "content": "一加一？"}, {"role": "assistant", "content": "二"}]
-    for ability in ABILITY_NAMES:  # there need be no others
+    for ability in ABILITY_NAMES:
         row = {"messages": turns, "type": ability, "question_format": 1, "choices": ["二", "三", "四"]}
         write_lines(tmp_path / f"curated/test/{ability}_test.json", row)
-    arguments = (
+    return (
         folder, "--benchmark", "doit", "--data-dir", tmp_path, "--template", "doit", "--mesh", "data=1",
         "--output", tmp_path / "out",
     )  # fmt: skip
+
+
+def test_the_published_test_files_are_answered_and_gone_on_with(capsys, folder, tmp_path):
+    arguments = doit_arguments(folder, tmp_path)
     code, out, err = evaluate(capsys, *arguments, "--json")
     assert code == 0, err
     (entry,) = json.loads(out)["scores"]
@@ -320,15 +329,27 @@ def test_the_published_test_files_are_answered_and_gone_on_with(capsys, folder, 
     items.write_text("".join(items.read_text().splitlines(keepends=True)[:4]))
     assert evaluate(capsys, *arguments)[0] == 0
     assert lines_of(tmp_path / "out") == lines
-    code, out, _ = evaluate(capsys, *arguments[:-1], tmp_path / "published", "--published", "--json")
-    (entry,) = json.loads(out)["scores"]
-    assert (code, entry["rules"]) == (0, "published")
-    assert entry["published_average"] == pytest.approx(entry["micro"] / 2)  # one item an ability
-    # Five long examples leave less room than an answer may take; only a prompt that fills it alone is not asked.
+
+
+def test_five_long_examples_leave_less_room_than_an_answer_may_take(folder, tmp_path):
+    """Only a prompt that fills the length alone is not asked."""
+    doit_arguments(folder, tmp_path)
     write_lines(
         tmp_path / "curated/test/ceval_physician.json", twelve("题", "B", longer=80), twelve("题", "B", longer=500)
     )
-    more = ("--tasks", "ceval_physician", "--json")
-    code, out, err = evaluate(capsys, *arguments[:-1], tmp_path / "ceval", *more)
+    own = Tokenizer.load(folder, specials=tokenizer_specials(DOIT))
+    for published in (False, True):
+        ((test,), rejected) = doit_tests(str(tmp_path), ("ceval_physician",), published=published, limit=None)
+        prepared = prepare(test.records, own, DOIT, test.settings)
+        assert (rejected, prepared.too_long) == (0, {1})
+        (prompt,) = (prompt for _, prompt in prepared.prompts)
+        assert 1024 < len(prompt) < 2048
+
+
+@pytest.mark.slow
+def test_the_published_test_files_are_judged_as_published(capsys, folder, tmp_path):
+    arguments = doit_arguments(folder, tmp_path)
+    code, out, _ = evaluate(capsys, *arguments, "--published", "--json")
     (entry,) = json.loads(out)["scores"]
-    assert (code, entry["num_items"], entry["counts"]["too_long"]) == (0, 2, 1), err
+    assert (code, entry["rules"]) == (0, "published")
+    assert entry["published_average"] == pytest.approx(entry["micro"] / 2)  # one item an ability
