@@ -100,6 +100,7 @@ def test_a_model_folder_is_scored_as_the_library_scores_it(capsys, folder, data)
     assert "14 questions in 2 tasks" in err
 
 
+@pytest.mark.slow
 def test_several_benchmarks_a_mesh_and_the_letters_of_an_answer(capsys, folder, data, tmp_path):
     code, out, err = evaluate(
         capsys, folder, "--benchmark", "cmmlu", "agieval", "--data-dir", data, "--template", "doit", "--shots", 0,

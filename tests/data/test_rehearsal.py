@@ -30,7 +30,9 @@ def rows_of(source: Doit, path: str) -> list[dict]:
     return [json.loads(line) for line in (Path(source.data_dir) / path).read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "part", ["curated", "mixed", *(pytest.param(one, marks=pytest.mark.slow) for one in ("full", "synthetic"))]
+)
 def test_the_ordinary_loader_reads_what_the_source_says(written, part: Part):
     made = dataclasses.replace(SMALL, part=part)
     read = dataclasses.replace(written, part=part)
