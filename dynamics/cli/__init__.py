@@ -74,8 +74,8 @@ def _config(parser: argparse.ArgumentParser, kind: str, *, also: str = "") -> No
     parser.add_argument(
         "--on-bad-record",
         choices=("error", "skip"),
-        help="error: stop at the first bad line (default, but for a name of dynamics data list); skip: leave it out "
-        "and count it, and where a run is made, write it with its reason to rejected.jsonl",
+        help=f"error: stop at the first bad line (default{'; skip for a name of the list' if also else ''}); skip: "
+        "leave it out and count it, and where a run is made, write it with its reason to rejected.jsonl",
     )
 
 
