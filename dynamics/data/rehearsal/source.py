@@ -29,7 +29,7 @@ _PAPER_EVERY = 64  # after so many documents of the corpus stands an exam paper
 
 @dataclass(frozen=True, kw_only=True)
 class DoitRehearsal(Source):
-    """Records of the practice world in DoIT's schema, layout and proportions, the published counts over `scale`.
+    """Records of the practice world in DoIT's schema, layout and proportions, the published train counts over `scale`.
 
     A study writes them to files (`on_disk`) and reads those with `Doit`; benchmark folders lie beside them: cmmlu,
     agieval and ceval. The same settings give the same bytes everywhere; parts, names and studies share one folder.
