@@ -42,6 +42,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def _benchmarks(options: argparse.Namespace) -> int:
+    from dynamics.record import ability_name
     from dynamics.study.benchmark import DOIT, doit_tests, find_benchmarks, plan_benchmarks, run_benchmarks
     from dynamics.study.coordinator import keep_programs
     from dynamics.study.prepare import Workspace, cache_folder
@@ -53,10 +54,10 @@ def _benchmarks(options: argparse.Namespace) -> int:
     given["shots"] = None if options.shots is None else tuple(options.shots)
     with orderly_on_sigterm():
         tasks = options.tasks or ()
-        doit = ((), 0)
+        doit = None
         if DOIT in options.benchmark:
             doit = doit_tests(options.data_dir, tasks, published=options.published, limit=options.limit)
-            tasks = [task for task in tasks if task not in {test.ability for test in doit[0]}]
+            tasks = [task for task in tasks if ability_name(task) not in {test.ability for test in doit[0]}]
         chosen = {name: value for name, value in given.items() if value is not None}
         planned = plan_benchmarks(
             options.model,

@@ -31,7 +31,7 @@ from dynamics.eval.scores import aggregate, published_average
 from dynamics.eval.settings import PUBLISHED, Evaluation
 from dynamics.model.convert import is_model_folder
 from dynamics.model.sharding import MeshShape, make_mesh, num_row_shards
-from dynamics.record import ABILITY_NAMES, Record
+from dynamics.record import ABILITY_NAMES, Record, ability_name
 from dynamics.study.folder import claim, read_json, write_json
 from dynamics.study.prepare import Workspace
 from dynamics.study.score import Appender, Scoring, Subject, open_subject
@@ -60,7 +60,7 @@ class BenchmarkPass:
     subject: Subject
     tests: tuple[PreparedTest, ...]
     doit: tuple[DoitTest, ...]
-    doit_rejected: int  # lines of the published files that gave no record
+    doit_counts: dict[str, int]  # records of the published files that are not asked, by reason
     mesh: Mesh | None
     batch_tokens: int | None
 
@@ -114,21 +114,25 @@ def find_benchmarks(names: Sequence[str], data_dir: str, tasks: Sequence[str], *
 
 def doit_tests(
     data_dir: str, tasks: Sequence[str], *, published: bool, limit: int | None
-) -> tuple[tuple[DoitTest, ...], int]:
-    """The published test files, ability by ability, and how many of their lines gave no record."""
+) -> tuple[tuple[DoitTest, ...], dict[str, int]]:
+    """The published test files, ability by ability, and what of them is not asked, by reason."""
     folder = Path(data_dir) / DOIT
     source = Doit(data_dir=str(folder if (folder / "curated").is_dir() else data_dir), on_bad_record="skip")
     # As published, answers may run past max_length: C-Eval's five examples leave less room than one may take.
     settings = PUBLISHED if published else dataclasses.replace(PUBLISHED, rules="ours", ties="share")
     there = {ability for ability, _ in source.found(("test",)).files}  # the other splits need not be there
-    chosen = [ability for ability in (*ABILITY_NAMES, *CEVAL_NAMES) if ability in there and ability in (tasks or there)]
+    wanted = {ability_name(task) for task in tasks} or there
+    chosen = [ability for ability in (*ABILITY_NAMES, *CEVAL_NAMES) if ability in there and ability in wanted]
     loaded = {ability: source.load(ability, "test") for ability in chosen}
     tests = tuple(
         DoitTest(ability=ability, records=tuple(one.records[:limit]), settings=settings)
         for ability, one in loaded.items()
         if one.records
     )
-    return tests, sum(len(one.rejected) for one in loaded.values())
+    rejected = sum(len(one.rejected) for one in loaded.values())
+    beyond = sum(len(one.records[limit:]) for one in loaded.values()) if limit is not None else 0
+    counts = {"left_out": rejected + beyond, **({"beyond_limit": beyond} if beyond else {})}
+    return tests, counts
 
 
 def plan_benchmarks(
@@ -138,7 +142,7 @@ def plan_benchmarks(
     *,
     mesh: MeshShape,
     template: str | None = None,
-    doit: tuple[tuple[DoitTest, ...], int] = ((), 0),
+    doit: tuple[tuple[DoitTest, ...], dict[str, int]] | None = None,
     batch_tokens: int | None = None,
     compute: str | None = None,
 ) -> BenchmarkPass:
@@ -161,8 +165,9 @@ def plan_benchmarks(
     if tests:
         subject.check_length(max(test.longest for test in tests))
     made = make_mesh(mesh)
+    asked, not_asked = doit or ((), {})
     return BenchmarkPass(
-        subject=subject, tests=tests, doit=doit[0], doit_rejected=doit[1], mesh=None if made.size == 1 else made,
+        subject=subject, tests=tests, doit=asked, doit_counts=not_asked, mesh=None if made.size == 1 else made,
         batch_tokens=batch_tokens,
     )  # fmt: skip
 
@@ -360,7 +365,7 @@ def _doit_entry(
             "too_long": sum(one.num_too_long for one in abilities),
             "unparsed": sum(one.num_unparsed for one in abilities),
             "truncated": sum(one.num_truncated for one in abilities),
-            "left_out": planned.doit_rejected,
+            **planned.doit_counts,
         },
         "tasks": {
             one.ability: {

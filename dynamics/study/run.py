@@ -238,7 +238,7 @@ def source_fingerprint(source: Source) -> str:
 
 
 @functools.cache
-def _corpus_fingerprint(source: Source) -> str:
+def corpus_fingerprint(source: Source) -> str:
     return source.corpus_fingerprint()
 
 
@@ -300,7 +300,7 @@ def tokenizer_identity(run: Run) -> dict[str, Any]:
     file = tokenizer_file(run)
     if file is not None:
         return {"file": _tokenizer_fingerprint(file)}
-    return {"trained_on": _corpus_fingerprint(run.source), "vocab_size": run.vocab_size}
+    return {"trained_on": corpus_fingerprint(run.source), "vocab_size": run.vocab_size}
 
 
 def identity(run: Run) -> dict[str, Any]:
@@ -355,7 +355,7 @@ def base_identity(run: Run) -> dict[str, Any]:
     return {
         "base": plain,
         "shape": config.to_plain(run.shape()),
-        "source": _corpus_fingerprint(run.source),
+        "source": corpus_fingerprint(run.source),
         "tokenizer": tokenizer_identity(run),
         "version": RESULTS_VERSION,
     }

@@ -17,7 +17,7 @@ from dynamics.data.store import Empty
 from dynamics.data.tokenizer import Tokenizer
 from dynamics.errors import UserError
 from dynamics.study.progress import duration
-from dynamics.study.run import RESULTS_VERSION, Run, _corpus_fingerprint, source_fingerprint
+from dynamics.study.run import RESULTS_VERSION, Run, corpus_fingerprint, source_fingerprint
 
 WHOLE = (0, 1)  # a share: part 0 of 1
 
@@ -83,7 +83,7 @@ def corpus_plan(run: Run, source: Source, tokenizer: Tokenizer, *, length: int) 
     return StorePlan(
         manifest={
             "split": "corpus",
-            "source": _corpus_fingerprint(run.source),
+            "source": corpus_fingerprint(run.source),
             "tokenizer": tokenizer.fingerprint,
             "length": length,
             "version": RESULTS_VERSION,

@@ -100,6 +100,15 @@ def test_a_model_folder_is_scored_as_the_library_scores_it(capsys, folder, data)
     assert "14 questions in 2 tasks" in err
 
 
+def test_what_a_limit_leaves_of_doits_tests_is_counted_and_role_play_is_known_by_any_spelling(folder, tmp_path):
+    doit_arguments(folder, tmp_path)
+    path = tmp_path / "curated/test/ceval_physician.json"
+    write_lines(path, twelve("一", "B"), twelve("二", "C"))
+    tests, counts = doit_tests(str(tmp_path), ("ceval_physician", "role-play"), published=False, limit=1)
+    assert [test.ability for test in tests] == ["role_play", "ceval_physician"]
+    assert counts == {"left_out": 1, "beyond_limit": 1}
+
+
 @pytest.mark.slow
 def test_several_benchmarks_a_mesh_and_the_letters_of_an_answer(capsys, folder, data, tmp_path):
     code, out, err = evaluate(
@@ -340,9 +349,9 @@ def test_five_long_examples_leave_less_room_than_an_answer_may_take(folder, tmp_
     )
     own = Tokenizer.load(folder, specials=tokenizer_specials(DOIT))
     for published in (False, True):
-        ((test,), rejected) = doit_tests(str(tmp_path), ("ceval_physician",), published=published, limit=None)
+        ((test,), counts) = doit_tests(str(tmp_path), ("ceval_physician",), published=published, limit=None)
         prepared = prepare(test.records, own, DOIT, test.settings)
-        assert (rejected, prepared.too_long) == (0, {1})
+        assert (counts, prepared.too_long) == ({"left_out": 0}, {1})
         (prompt,) = (prompt for _, prompt in prepared.prompts)
         assert 1024 < len(prompt) < 2048
 
