@@ -172,7 +172,7 @@ class Training:
         scores = {
             "cell": self.cell.id,
             "coords": self.coords(),
-            "chosen": {"step": self.best_step, "rule": rule_text(self.run.choose, self.run.choose_after)},
+            "chosen": {"step": self.best_step, "rule": self._rule()},
             "curve": self.curve,
             "test": by_ability(test),
             "valid": by_ability(self._best_results),
@@ -180,6 +180,10 @@ class Training:
             "run": self._record(trained, test),
         }
         return agree(scores)
+
+    def _rule(self) -> str:
+        reached = max((point["epoch"] for point in self.curve), default=0.0)
+        return rule_text(self.run.choose, self.run.choose_after, reached=reached)
 
     def coords(self) -> dict[str, Any]:
         """The cell's coordinates with what is known only now: parameters, records, and the volume as a number.

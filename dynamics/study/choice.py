@@ -10,9 +10,12 @@ from dynamics.eval.ability_eval import ItemResult
 RULES = {"best_valid": "highest mean valid score", "last": "last step"}
 
 
-def rule_text(rule: str, after: float) -> str:
-    """The rule in words: 'highest mean valid score after epoch 5'."""
-    return RULES[rule] + (f" after epoch {after:g}" if after and rule == "best_valid" else "")
+def rule_text(rule: str, after: float, *, reached: float) -> str:
+    """The rule in words: 'highest mean valid score after epoch 5'. `reached`: the epoch of the last evaluation."""
+    if rule == "last" or not after:
+        return RULES[rule]
+    text = f"{RULES[rule]} after epoch {after:g}"
+    return text if reached > after else f"{text}; there was none, so the last step"
 
 
 def choose(curve: Sequence[Mapping[str, Any]], rule: str, *, after: float = 0.0) -> int:

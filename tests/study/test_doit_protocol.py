@@ -132,8 +132,9 @@ def test_the_best_is_looked_for_after_the_fifth_epoch_and_is_the_last_where_none
     assert choose(curve, "best_valid", after=5) == 7
     assert choose(curve, "best_valid") == 4
     assert choose(curve[:2], "best_valid", after=5) == 5
-    assert rule_text("best_valid", 5) == "highest mean valid score after epoch 5"
-    assert rule_text("last", 5) == "last step"
+    assert rule_text("best_valid", 5, reached=15) == "highest mean valid score after epoch 5"
+    assert rule_text("best_valid", 5, reached=4).endswith("there was none, so the last step")
+    assert rule_text("last", 5, reached=15) == "last step"
 
 
 TASKS = ("world_history",)
