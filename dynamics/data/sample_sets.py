@@ -10,7 +10,7 @@
                                            classification; demos and seeds about a given text
     role_play           159     53    53   preference demos under way or with a system turn; demos that give a role
     reasoning           385    100   100   CMMLU: logical, philosophy, civil service, commonsense
-    math                890    100   100   CMMLU: 5 subjects; Gaokao mathematics; BELLE math
+    math                892    100   100   CMMLU: 5 subjects; Gaokao mathematics; BELLE math
     ethics             1138    100   100   CMMLU: law, jurisprudence, morals, business ethics
 
 (Counted on the folder as of 2026-11; a test compares.) Rows without a gold, with several golds or said before are
@@ -55,7 +55,7 @@ from dynamics.errors import UserError
 from dynamics.record import ABILITY_NAMES, Record, Turn
 from dynamics.seeds import name_hash
 
-_VERSION = 2  # raised when the same folder gives other records
+_VERSION = 3  # raised when the same folder gives other records
 _NUM_DISTRACTORS = 2
 _MAX_EVALUATED = 100  # records in valid, and in test
 _EVALUATED_SHARE = 5  # valid and test get at most one in so many each
