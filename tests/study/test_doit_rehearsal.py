@@ -97,7 +97,7 @@ def test_the_report_has_every_table_and_figure(finished, tmp_path):
 def test_the_whole_rehearsal_finishes_and_finds_what_its_data_were_made_to_show(tmp_path):
     """By design (docs/guide/doit-data.md) human records are worth more than synthetic ones of the same number."""
     command = [sys.executable, "-m", "dynamics.cli", "study", "run", str(CONFIG), "--output", str(tmp_path)]
-    subprocess.run(command, check=True, env=None)
+    subprocess.run(command, check=True)
     folder = tmp_path / "doit_rehearsal"
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert report["cells"]["done"] == report["cells"]["planned"] >= 140
