@@ -19,8 +19,8 @@ from typing import Literal
 
 from dynamics.data import shapes
 from dynamics.data.doit import CEVAL_NAMES, SYNTHETIC, Part, find_doit
-from dynamics.data.shapes import LoadedPairs, OnBadRecord, Shape
-from dynamics.data.sources import Loaded, record_stem
+from dynamics.data.shapes import OnBadRecord, Shape
+from dynamics.data.sources import Loaded, LoadedPairs, record_stem
 from dynamics.errors import UserError
 from dynamics.record import ability_name
 

@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 
 from dynamics.data.lines import Line, opened, read_lines
 from dynamics.data.parsed_lines import Rejected, each_once
-from dynamics.data.sources import Loaded
+from dynamics.data.sources import Loaded, LoadedPairs
 from dynamics.errors import UserError
 from dynamics.pair import Pair, parse_pair
 from dynamics.record import Record, RecordError, parse_record
@@ -60,14 +60,6 @@ class Shape:
             return parse_record(row, where=where, ability=ability, source=source)
         except RecordError as error:
             raise _renamed(error, names) from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedPairs:
-    """What preference files gave: their pairs in file order, and every row that gave none."""
-
-    pairs: tuple[Pair, ...]
-    rejected: tuple[Rejected, ...]
 
 
 def read(

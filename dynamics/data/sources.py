@@ -17,6 +17,7 @@ from typing import Any, Literal
 from dynamics.data.lines import opened, read_lines
 from dynamics.data.parsed_lines import Rejected, each_once
 from dynamics.errors import UserError
+from dynamics.pair import Pair
 from dynamics.record import ABILITY_NAMES, Record, ability_name, parse_record
 
 SPLITS = ("train", "valid", "test")
@@ -29,6 +30,14 @@ class Loaded:
     """What a file or a split gave: its records in file order, and every line that gave none."""
 
     records: tuple[Record, ...]
+    rejected: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedPairs:
+    """What preference files gave: their pairs in file order, and every row that gave none."""
+
+    pairs: tuple[Pair, ...]
     rejected: tuple[Rejected, ...]
 
 
@@ -130,6 +139,20 @@ class Source:
     def load(self, ability: str, split: str) -> Loaded:
         """The records of one ability in one of SPLITS; UserError for an unknown ability or split."""
         raise NotImplementedError
+
+    def paired(self) -> tuple[str, ...]:
+        """The abilities (or other parts) that have preference pairs, in the order of abilities(); most have none."""
+        return ()
+
+    def pairs(self, ability: str, split: str) -> LoadedPairs:
+        """The preference pairs of one ability of paired() in one of SPLITS, none where it has none of that split.
+
+        UserError for an unknown ability or split, and where the source has no pairs at all.
+        """
+        raise UserError(
+            f"the source {self.name!r} has no preference pairs (asked for the {split} pairs of {ability!r}); use "
+            "PairFiles, PublishedPairs or Practice"
+        )
 
     def corpus(self) -> Iterator[str]:
         """Plain text to pre-train a base model and to train a tokenizer on; nothing of valid or test is in it."""
