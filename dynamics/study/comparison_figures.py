@@ -1,5 +1,6 @@
-"""The figures that compare: sensitivities, transfer, sources, mixtures, benchmarks; drawn with figures.py's pieces."""
+"""The figures that compare: sensitivity, transfer, sources, mixtures, orders, benchmarks; of figures.py's pieces."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from dynamics.study.benchmark_tables import BenchmarkRow
 from dynamics.study.contrast import Contrast
 from dynamics.study.curves import MEANS, Growth
+from dynamics.study.effects import Effect
 from dynamics.study.figures import (
     ACCENT,
     INK,
@@ -64,6 +66,19 @@ def mixtures_figure(mixtures: Mixtures, size: str) -> Figure:
     ]
     title = f"{size}: difference from the baseline in percentage points"
     return dots_figure([ability_title(name) for name in rows], columns, title, share_x=True)
+
+
+def effect_figure(effect: Effect) -> Figure:
+    """Difference of every choice from the reference choice: a panel for each, a row for each ability."""
+    rows = [*(name for name in MEANS[::-1] if name in effect.scores)]
+    rows += [name for name in reversed(effect.scores) if name not in MEANS]
+    columns = [
+        (textwrap.fill(choice, 26), [effect.differences[name][index] for name in rows])
+        for index, choice in enumerate(effect.choices)
+        if index
+    ]
+    label = f"{effect.setting}: difference from {effect.reference} in percentage points"
+    return dots_figure([ability_title(name) for name in rows], columns, label, share_x=True)
 
 
 def transfer_figure(matrix: Transfer) -> Figure:

@@ -17,6 +17,7 @@ from dynamics.study.points import Bootstrap, Interval, interval
 
 Result = Mapping[str, Any]
 BASELINE = "baseline"
+_NO_MIXTURES = {"order", "objective", "after"}  # what differs in these alone is compared by `effects.py`
 UNTUNED = "before tuning"
 
 
@@ -59,6 +60,8 @@ def cells_by_mixture(results: Sequence[Result]) -> dict[str, dict[str, list[Resu
     cells = [r for r in results if r["coords"].get("params") is not None and r["coords"]["abilities"] == "all"]
     tuned = [r for r in cells if r["coords"]["volume"] != 0]
     varying = varying_coords(tuned)
+    if set(varying) <= _NO_MIXTURES:
+        return {}
     volumes: dict[str, set[int]] = {}
     for result in tuned:
         volumes.setdefault(variant_of(result, varying), set()).add(volume_of(result))

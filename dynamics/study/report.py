@@ -16,6 +16,8 @@ from dynamics.study import (
     benchmark_tables,
     comparison_figures,
     comparison_tables,
+    effect_words,
+    effects,
     figures,
     findings,
     mixtures,
@@ -25,6 +27,7 @@ from dynamics.study import (
 from dynamics.study.benchmark_tables import PUBLISHED_SIZE, BenchmarkRow, benchmark_rows
 from dynamics.study.contrast import Contrast, apart, contrasts
 from dynamics.study.curves import MEANS, OVERALL, Bootstrap, Growth, analyze
+from dynamics.study.effects import AXES, Effect
 from dynamics.study.gather import volume_of
 from dynamics.study.mixtures import Mixtures
 
@@ -55,7 +58,8 @@ def write_report(
     compared = contrasts(results, bootstrap=bootstrap)
     mixed = mixtures.mixtures(results, bootstrap=bootstrap)
     asked = benchmark_rows(results, bootstrap=bootstrap)
-    rows = report_tables(results, growths) | comparison_rows(growths, compared, mixed, asked)
+    chosen = effects.effects(results, bootstrap=bootstrap)
+    rows = report_tables(results, growths) | comparison_rows(growths, compared, mixed, asked, chosen)
     cells = cell_states(results, summary, growths)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "figures").mkdir(exist_ok=True)
@@ -76,8 +80,12 @@ def write_report(
             contrasts=[_contrast_section(each, page_figures) for each in compared],
             mixtures=mixed,
             mixture_figures=_mixture_figures(mixed, page_figures),
+            effects=[_effect_section(each, page_figures, number) for number, each in enumerate(chosen, 1)],
             benchmarks=_benchmark_section(asked, page_figures),
-            findings=findings.findings(growths, compared, mixed, asked, apart=apart(results)),
+            findings=[
+                *effect_words.effect_findings(chosen),
+                *findings.findings(growths, compared, mixed, asked, apart=apart(results)),
+            ],
             other_headlines=[(growth.grid.variant, words.headlines(growth)) for growth in growths[1:] if growth.grows],
             files=[f"{name}.csv" for name in FILES if rows[name]],
             caveats=words.caveats(growths, cells),
@@ -96,13 +104,17 @@ def write_report(
 
 
 FILES = (
-    "results", "points", "sensitivity", "laws", "transfer", "gaps", "exchange", "late", "mixtures", "benchmarks",
-    "published",
+    "results", "points", "sensitivity", "laws", "transfer", "gaps", "exchange", "late", "mixtures", "effects",
+    "benchmarks", "published",
 )  # fmt: skip
 
 
 def comparison_rows(
-    growths: Sequence[Growth], compared: Sequence[Contrast], mixed: Mixtures | None, asked: Sequence[BenchmarkRow]
+    growths: Sequence[Growth],
+    compared: Sequence[Contrast],
+    mixed: Mixtures | None,
+    asked: Sequence[BenchmarkRow],
+    chosen: Sequence[Effect],
 ) -> dict[str, list[tables.Row]]:
     """The tables of comparisons by name; those that the study has no cells for are empty."""
     return {
@@ -110,6 +122,7 @@ def comparison_rows(
         "exchange": comparison_tables.exchange_rows(compared),
         "late": comparison_tables.late_rows(compared),
         "mixtures": [] if mixed is None else mixtures.rows_of(mixed),
+        "effects": effects.rows_of(chosen),
         "benchmarks": benchmark_tables.rows_of(asked),
         "published": comparison_tables.published_rows(growths),
     }
@@ -236,6 +249,20 @@ def _mixture_figures(mixed: Mixtures | None, page: _Figures) -> list[dict[str, A
         for size, rows in mixed.by_size.items()
         if any(row.differences for row in rows)
     ]
+
+
+def _effect_section(effect: Effect, page: _Figures, number: int) -> dict[str, Any]:
+    caption = (
+        f"{100 * effect.bootstrap.level:.0f}% intervals over seeds and test items, the same drawn on both sides; "
+        "filled: the interval leaves zero out. The choices are tested together in the table, not here."
+    )
+    drawn = page.draw(
+        f"effect-{effect.axis}-{number}",
+        comparison_figures.effect_figure(effect),
+        f"Difference from {effect.reference}",
+        caption,
+    )
+    return {"effect": effect, "name": AXES[effect.axis], "figure": drawn}
 
 
 def _benchmark_section(asked: Sequence[BenchmarkRow], page: _Figures) -> dict[str, Any] | None:
