@@ -15,6 +15,7 @@ from typing import Any, Literal
 from dynamics import config
 from dynamics.data.mixture import Interleaved, Order
 from dynamics.data.recipes import Recipe
+from dynamics.data.replies import Replies
 from dynamics.data.sample_sets import SampleSets
 from dynamics.data.sources import Source
 from dynamics.data.template import DOIT, Template
@@ -92,6 +93,18 @@ class Base:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class After:
+    """Start from the parameters that another run chooses: supervised fine-tuning before learning from preferences.
+
+    That run is a cell like any other. It is trained once, in the cache folder, for all runs that start from it, and a
+    study that has it among its own cells takes it from there. Its tokenizer is used where the later run names none;
+    size, tokenizer and template must be the same in both.
+    """
+
+    run: "Run"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """One training run and its evaluation."""
 
@@ -110,9 +123,10 @@ class Run:
     budget: Budget = Budget(epochs=4, min_updates=150)
     optimizer: Optimizer = PRACTICE
     objective: Objective = SFT()
-    # Pre-train one and cache it; a model folder (dynamics model import) or a folder of parameters, "{size}" being the
-    # size's name; or random parameters.
-    base: Base | str | None = None
+    replies: Replies = Replies()  # how pairs become rows, where the objective learns from preferences
+    # Pre-train one and cache it; what another run ends with; a model folder (dynamics model import) or a folder of
+    # parameters, "{size}" being the size's name; or random parameters.
+    base: Base | After | str | None = None
     adapter: Lora | None = None  # train low-rank adapters and leave the base as it is; None: train everything
     evaluation: Evaluation = Evaluation()
     evaluate_at: tuple[float, ...] = (0.5, 1.0)  # fractions of the run; empty: the end of every epoch
@@ -154,6 +168,8 @@ class Run:
             size = SIZES[self.size]
         else:
             raise UserError(f"no size is named {self.size!r}; known: {', '.join(SIZES)}, or give a LlamaConfig")
+        if isinstance(self.base, After):
+            return _shape_of_stage(self.base.run, size)
         folder = weights_folder(self)
         if folder is None or not is_model_folder(folder):
             return size
@@ -172,11 +188,12 @@ class Run:
 
     def ability_names(self) -> tuple[str, ...]:
         """The abilities trained on, in the source's order; an unknown or repeated name is an error."""
-        known = self.source.abilities()
+        known = trainable(self)
         unknown = [name for name in self.abilities if name not in known]
         if unknown:
+            pairs = " pairs of" if is_preference(self) else ""
             raise UserError(
-                f"abilities name {unknown[0]!r}, which source {self.source.name!r} does not have; "
+                f"abilities name {unknown[0]!r}, which source {self.source.name!r} does not have{pairs}; "
                 f"known: {', '.join(known)}"
             )
         if len(set(self.abilities)) != len(self.abilities):
@@ -186,6 +203,28 @@ class Run:
     def resolved(self) -> "Run":
         """The same run with names replaced by what they mean: what is written down and fingerprinted."""
         return dataclasses.replace(self, size=self.shape(), abilities=self.ability_names())
+
+
+def is_preference(run: Run) -> bool:
+    """Whether the run learns from pairs of replies, not from records."""
+    return hasattr(run.objective, "needs_reference")
+
+
+def trainable(run: Run) -> tuple[str, ...]:
+    """The abilities that the source has something for: pairs where the run learns from preferences, else records.
+
+    Raises UserError where it has none at all.
+    """
+    source = run.source
+    known = source.paired() if is_preference(run) else source.abilities()
+    if known:
+        return known
+    if is_preference(run):
+        raise UserError(
+            f"objective {type(run.objective).__name__} learns from pairs of replies, and source {source.name!r} has "
+            "none; give a source with pairs (PairFiles, PublishedPairs, Practice), or train with SFT()"
+        )
+    raise UserError(f"source {source.name!r} has no records to train on; give another source")
 
 
 def volumes(run: Run, counts: Mapping[str, int]) -> dict[str, int | None]:
@@ -209,6 +248,50 @@ def _shape_of_weights(folder: Path, size: LlamaConfig) -> LlamaConfig:
                 "name the size the weights are of, or give size=read_config(folder)"
             )
     return dataclasses.replace(stored, **{field: getattr(size, field) for field in _COMPUTED})
+
+
+def _shape_of_stage(stage: Run, size: LlamaConfig) -> LlamaConfig:
+    """The shape of the run that comes before, computed as this run's size says; another model is a UserError."""
+    earlier = stage.shape()
+    for field in (*_DIMENSIONS, "param_dtype"):
+        if getattr(earlier, field) != getattr(size, field):
+            raise UserError(
+                f"a run of size {size.name!r} starts after one of size {earlier.name!r}, whose {field} is "
+                f"{getattr(earlier, field)} and not {getattr(size, field)}; give both runs the same size"
+            )
+    return dataclasses.replace(earlier, **{field: getattr(size, field) for field in _COMPUTED})
+
+
+def stages(run: Run) -> tuple[Run, ...]:
+    """The runs that come before this one, the first to be trained first; none where it starts from no other run."""
+    return (*stages(run.base.run), run.base.run) if isinstance(run.base, After) else ()
+
+
+def tokenizer_run(run: Run) -> Run:
+    """The run whose settings decide the tokenizer: this one, or the one it starts after where it names none."""
+    while run.tokenizer is None and isinstance(run.base, After):
+        run = run.base.run
+    return run
+
+
+def check_stage(run: Run) -> None:
+    """UserError where a run could not go on from the run it starts after: the same ids must mean the same text."""
+    if not isinstance(run.base, After):
+        return
+    stage = run.base.run
+    run.shape()
+    if run.template != stage.template:
+        raise UserError(
+            f"a run with template {run.template.name!r} starts after one with template {stage.template.name!r}; give "
+            "both runs the same template"
+        )
+    if tokenizer_identity(run) != tokenizer_identity(stage):
+        raise UserError(
+            f"a run with tokenizer {run.tokenizer!r} starts after one with tokenizer "
+            f"{tokenizer_run(stage).tokenizer or 'trained on its source'!r}; give both the same, or leave the later "
+            "run's at None to take the earlier one's"
+        )
+    check_stage(stage)
 
 
 def weights_folder(run: Run) -> Path | None:
@@ -261,6 +344,7 @@ def _tokenizer_fingerprint(path: str) -> str:
 
 def tokenizer_file(run: Run) -> str | None:
     """The path of the run's tokenizer file, with the source's folder put in; None where one is trained."""
+    run = tokenizer_run(run)
     if run.tokenizer is None:
         folder = weights_folder(run)
         if folder is not None and not folder.is_dir():  # else one would be trained that the run never uses
@@ -300,11 +384,13 @@ def tokenizer_identity(run: Run) -> dict[str, Any]:
     file = tokenizer_file(run)
     if file is not None:
         return {"file": _tokenizer_fingerprint(file)}
+    run = tokenizer_run(run)
     return {"trained_on": corpus_fingerprint(run.source), "vocab_size": run.vocab_size}
 
 
 def identity(run: Run) -> dict[str, Any]:
     """Everything that decides the run's numbers. Data count by content, not by where they lie."""
+    check_stage(run)
     plain = config.to_plain(run.resolved())
     # The mesh among them: on another one the same run goes on, equal within float tolerance.
     for field in ("source", "tokenizer", "vocab_size", "checkpoint_every", "keep_parameters", "mesh"):
@@ -315,6 +401,10 @@ def identity(run: Run) -> dict[str, Any]:
     folder = weights_folder(run)
     if folder is not None:
         plain["base"] = _weights_identity(folder)
+    if isinstance(run.base, After):
+        plain["base"] = {"after": cell_id(run.base.run)}
+    if not is_preference(run):
+        del plain["replies"]
     return {
         "run": plain,
         "source": source_fingerprint(run.source),
@@ -336,7 +426,7 @@ def _drop_unused(plain: dict[str, Any]) -> None:
     for field, usual in (("rules", "ours"), ("over_long", "zero")):
         if plain["evaluation"][field] == usual:
             del plain["evaluation"][field]
-    for batch in (plain["batch"], plain["base"]["batch"] if isinstance(plain["base"], dict) else {}):
+    for batch in (plain["batch"], plain["base"].get("batch", {}) if isinstance(plain["base"], dict) else {}):
         if batch.get("documents") is None:
             batch.pop("documents", None)
 
@@ -356,6 +446,27 @@ def base_identity(run: Run) -> dict[str, Any]:
         "base": plain,
         "shape": config.to_plain(run.shape()),
         "source": corpus_fingerprint(run.source),
+        "tokenizer": tokenizer_identity(run),
+        "version": RESULTS_VERSION,
+    }
+
+
+def start_identity(run: Run) -> dict[str, Any]:
+    """What decides the parameters that a run starts from, which are also the reference of its preferences.
+
+    Adapters are left out: the model without them is the reference.
+    """
+    folder = weights_folder(run)
+    if isinstance(run.base, After):
+        start: Any = {"after": cell_id(run.base.run)}
+    elif isinstance(run.base, Base):
+        start = {"base": base_identity(run)}
+    elif folder is not None:
+        start = {"weights": _weights_identity(folder)}
+    else:
+        start = {"random": run.seed}
+    return start | {
+        "shape": config.to_plain(run.shape()),
         "tokenizer": tokenizer_identity(run),
         "version": RESULTS_VERSION,
     }
