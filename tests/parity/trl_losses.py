@@ -154,7 +154,7 @@ def _ids(pair: dict[str, list[int]], *fields: str) -> dict[str, Any]:
 
 
 def _judgements(name: str) -> list[dict[str, Any]]:
-    """Both replies of every pair, or one of each. The same wrong reply stands beside both: TRL averages over replies."""
+    """Both replies of every pair, or one of each. Both stand with the same wrong reply: TRL averages over replies."""
     found = []
     for pair, kept in zip(pairs(), LABELS, strict=True):
         for side, label in (("chosen", True), ("rejected", False)):
