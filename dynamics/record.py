@@ -71,7 +71,8 @@ class Record:
     """One example. Format 0: the last assistant turn (math: `answer`) is the reference. 1: `choices`, gold first.
 
     `id` is 16 hex digits of a hash of what the example says (messages, ability, choices, answer) and of nothing else,
-    so that renumbering, renaming or reordering a file changes no id.
+    so that renumbering, renaming or reordering a file changes no id. Neither does what is said about the example:
+    `level`, how hard it was made to be (1 is the easiest), and `tags`, what it asks for.
     """
 
     messages: tuple[Turn, ...]
@@ -83,6 +84,8 @@ class Record:
     choices: tuple[str, ...] = ()
     answer: str | None = None
     id: str = ""
+    level: int | None = None
+    tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -93,6 +96,10 @@ class Record:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["messages"] = [{"role": turn.role, "content": turn.content} for turn in self.messages]
         fields["choices"] = list(self.choices)
+        fields["tags"] = list(self.tags)
+        for name in ("level", "tags"):  # left out where there is none, so that older files keep their bytes
+            if fields[name] in (None, []):
+                del fields[name]
         return fields
 
 
@@ -145,6 +152,8 @@ def parse_record(data: object, *, where: str, ability: str | None = None, source
         question_format=question_format,
         choices=choices,
         answer=_answer(data, where),
+        level=_level(data, where),
+        tags=_tags(data, where),
     )
 
 
@@ -332,3 +341,26 @@ def _answer(data: dict, where: str) -> str | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return json.dumps(value)
     return _text(data, "answer", where)
+
+
+def _level(data: dict, where: str) -> int | None:
+    value = data.get("level")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise RecordError(where, "level", f"is {_shown(value)}; it must be a whole number, 1 the easiest")
+    if value is not None and value < 1:
+        raise RecordError(where, "level", f"is {value}; levels count from 1, the easiest")
+    return value
+
+
+def _tags(data: dict, where: str) -> tuple[str, ...]:
+    """A list of texts; one that stands twice would be counted twice."""
+    value = data.get("tags")
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise RecordError(where, "tags", f"is {_shown(value)}; it must be a list of texts")
+    tags = tuple(_string(tag, f"tags[{index}]", where) for index, tag in enumerate(value))
+    for index, tag in enumerate(tags):
+        if tag in tags[:index]:
+            raise RecordError(where, f"tags[{index}]", f"repeats {_shown(tag)}; write each tag once")
+    return tags

@@ -7,6 +7,7 @@ code of DoIT drew disjoint samples in directory order from one random stream, wh
 Everything here works on ids (content hashes): equal contents are one record, counted once, and the repeats reported.
 """
 
+import dataclasses
 import difflib
 import heapq
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dynamics.data.difficulty import Difficulty
 from dynamics.errors import UserError
 from dynamics.seeds import name_hash, stream
 
 Planned = tuple[str, str]  # (ability, id)
+Scores = Mapping[str, float]  # document key -> difficulty, larger is harder
 
 
 def document_key(planned: Planned) -> str:
@@ -36,7 +39,7 @@ def slice_ids(ids: Sequence[str], volume: int | None, *, seed: int, ability: str
     """
     distinct = set(ids)
     volume = _checked_volume(volume, len(distinct), repeats=len(ids) - len(distinct), ability=ability)
-    return _by_hash(distinct, "slice", seed, ability)[:volume]
+    return by_hash(distinct, "slice", seed, ability)[:volume]
 
 
 def head_ids(ids: Sequence[str], volume: int | None, *, ability: str) -> list[str]:
@@ -78,18 +81,41 @@ class Slices:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A family: the order of one epoch. Depends on the set of records only; every record comes exactly once."""
+    """A family: the order of one epoch. Depends on the set of records (and their scores) only.
 
-    def __call__(self, groups: Mapping[str, Sequence[str]], *, seed: int, epoch: int) -> list[Planned]:
+    Every record comes exactly once, but for the members of `curriculum.py` that say otherwise. `scores` holds the
+    difficulty of each record by document key; an order without a `difficulty` needs none and looks at none.
+    """
+
+    def __call__(
+        self, groups: Mapping[str, Sequence[str]], *, seed: int, epoch: int, scores: Scores | None = None
+    ) -> list[Planned]:
         raise NotImplementedError
+
+    @property
+    def difficulty(self) -> Difficulty | None:
+        """What the records are ordered by; None where that is chance and the abilities alone."""
+        return None
+
+    @property
+    def name(self) -> str:
+        """'interleaved', or 'blocked first=math,code' when settings differ from the class's own; told in reports."""
+        changed = [
+            f"{field.name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        ]
+        return " ".join([type(self).__name__.lower(), *changed])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shuffled(Order):
     """One shuffle over all abilities. Leaving an ability out leaves the order of the others as it was."""
 
-    def __call__(self, groups: Mapping[str, Sequence[str]], *, seed: int, epoch: int) -> list[Planned]:
-        _check_groups(groups)
+    def __call__(
+        self, groups: Mapping[str, Sequence[str]], *, seed: int, epoch: int, scores: Scores | None = None
+    ) -> list[Planned]:
+        check_groups(groups)
         pairs = ((ability, id) for ability, ids in groups.items() for id in ids)
         return sorted(pairs, key=lambda pair: (name_hash("shuffled", seed, epoch, *pair), pair))
 
@@ -105,25 +131,33 @@ class Interleaved(Order):
     Source: Baruah et al. 1996, "Proportionate progress", for one processor.
     """
 
-    def __call__(self, groups: Mapping[str, Sequence[str]], *, seed: int, epoch: int) -> list[Planned]:
-        _check_groups(groups)
-        total = sum(len(ids) for ids in groups.values())
-        released: list[list[tuple[int, float, str, str]]] = [[] for _ in range(total)]
-        for ability, ids in groups.items():
-            num = len(ids)
-            ties = stream(seed, "interleaved", ability, epoch).random(num).tolist()
-            for k, id in enumerate(_by_hash(ids, "interleaved", seed, epoch, ability)):
-                due = -(-(k + 1) * total // num)
-                released[k * total // num].append((due, ties[k], ability, id))
-        waiting: list[tuple[int, float, str, str]] = []
-        placed: list[Planned] = []
-        for place in range(total):
-            for job in released[place]:
-                heapq.heappush(waiting, job)
-            due, _, ability, id = heapq.heappop(waiting)
-            assert place < due, "an ability fell behind its quota"
-            placed.append((ability, id))
-        return placed
+    def __call__(
+        self, groups: Mapping[str, Sequence[str]], *, seed: int, epoch: int, scores: Scores | None = None
+    ) -> list[Planned]:
+        check_groups(groups)
+        within = {ability: by_hash(ids, "interleaved", seed, epoch, ability) for ability, ids in groups.items()}
+        return spread(within, seed=seed, epoch=epoch)
+
+
+def spread(within: Mapping[str, Sequence[str]], *, seed: int, epoch: int) -> list[Planned]:
+    """Each ability spread evenly over the whole, its ids in the order given; see `Interleaved`."""
+    total = sum(len(ids) for ids in within.values())
+    released: list[list[tuple[int, float, str, str]]] = [[] for _ in range(total)]
+    for ability, ids in within.items():
+        num = len(ids)
+        ties = stream(seed, "interleaved", ability, epoch).random(num).tolist()
+        for k, id in enumerate(ids):
+            due = -(-(k + 1) * total // num)
+            released[k * total // num].append((due, ties[k], ability, id))
+    waiting: list[tuple[int, float, str, str]] = []
+    placed: list[Planned] = []
+    for place in range(total):
+        for job in released[place]:
+            heapq.heappush(waiting, job)
+        due, _, ability, id = heapq.heappop(waiting)
+        assert place < due, "an ability fell behind its quota"
+        placed.append((ability, id))
+    return placed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +166,10 @@ class Blocked(Order):
 
     first: tuple[str, ...] = ()
 
-    def __call__(self, groups: Mapping[str, Sequence[str]], *, seed: int, epoch: int) -> list[Planned]:
-        _check_groups(groups)
+    def __call__(
+        self, groups: Mapping[str, Sequence[str]], *, seed: int, epoch: int, scores: Scores | None = None
+    ) -> list[Planned]:
+        check_groups(groups)
         unknown = [ability for ability in self.first if ability not in groups]
         if unknown or len(set(self.first)) < len(self.first):
             raise UserError(
@@ -141,7 +177,7 @@ class Blocked(Order):
                 f"it has {', '.join(sorted(groups))}"
             )
         names = [*self.first, *sorted(set(groups) - set(self.first))]
-        return [(name, id) for name in names for id in _by_hash(groups[name], "blocked", seed, epoch, name)]
+        return [(name, id) for name in names for id in by_hash(groups[name], "blocked", seed, epoch, name)]
 
 
 ORDERS: tuple[Order, ...] = (Interleaved(), Shuffled(), Blocked())
@@ -190,9 +226,11 @@ class Mixture:
             repeats[ability] = len(pool[ability]) - len(set(pool[ability]))
         return Slices(groups=groups, repeats=repeats)
 
-    def planned(self, slices: Slices, *, num_epochs: int) -> list[list[Planned]]:
-        """The order of each epoch: every record once in each, in an order of its own."""
-        return [self.order(slices.groups, seed=self.order_seed, epoch=epoch) for epoch in range(num_epochs)]
+    def planned(self, slices: Slices, *, num_epochs: int, scores: Scores | None = None) -> list[list[Planned]]:
+        """The order of each epoch: every record once in each (unless the order repeats), in an order of its own."""
+        return [
+            self.order(slices.groups, seed=self.order_seed, epoch=epoch, scores=scores) for epoch in range(num_epochs)
+        ]
 
 
 def quotas(shares: Mapping[str, float], total: int) -> dict[str, int]:
@@ -214,11 +252,13 @@ def quotas(shares: Mapping[str, float], total: int) -> dict[str, int]:
     return dict(zip(names, counts.tolist(), strict=True))
 
 
-def _by_hash(ids: set[str] | Sequence[str], *names: str | int) -> list[str]:
+def by_hash(ids: set[str] | Sequence[str], *names: str | int) -> list[str]:
+    """The ids by a hash of (names, id): a seeded shuffle in which leaving one out moves no other."""
     return sorted(ids, key=lambda id: (name_hash(*names, id), id))
 
 
-def _check_groups(groups: Mapping[str, Sequence[str]]) -> None:
+def check_groups(groups: Mapping[str, Sequence[str]]) -> None:
+    """UserError where an id stands twice in an ability."""
     for ability, ids in groups.items():
         if len(set(ids)) < len(ids):
             raise UserError(

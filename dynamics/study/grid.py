@@ -165,13 +165,8 @@ def coordinates(run: Run) -> dict[str, Any]:
 
 
 def order_name(order: Order) -> str:
-    """'interleaved', or 'blocked first=math,code' when settings differ from the class's own."""
-    changed = [
-        f"{field.name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
-        for field in dataclasses.fields(order)
-        if (value := getattr(order, field.name)) != field.default
-    ]
-    return " ".join([type(order).__name__.lower(), *changed])
+    """How reports call the order; two orders that differ are called differently."""
+    return order.name
 
 
 def budget_name(budget: Budget) -> str:
