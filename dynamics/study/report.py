@@ -76,7 +76,7 @@ def write_report(
         .render(
             title=summary.get("name", "study"),
             summary=summary,
-            sections=_sections(growths, page_figures, alone=len(growths) == 1 and mixed is None),
+            sections=_sections(growths, page_figures, alone=len(growths) == 1 and mixed is None and not chosen),
             contrasts=[_contrast_section(each, page_figures) for each in compared],
             mixtures=mixed,
             mixture_figures=_mixture_figures(mixed, page_figures),
