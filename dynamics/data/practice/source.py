@@ -21,9 +21,10 @@ from dynamics.data.practice import (
     understanding,
 )
 from dynamics.data.practice.draws import Draws
+from dynamics.data.practice.pairs import pairs_of
 from dynamics.data.practice.question import Question
 from dynamics.data.practice.world import World, world
-from dynamics.data.sources import SPLITS, Loaded, Source
+from dynamics.data.sources import SPLITS, Loaded, LoadedPairs, Source
 from dynamics.errors import UserError
 from dynamics.record import ABILITY_NAMES, Record, Turn
 from dynamics.seeds import name_hash
@@ -85,6 +86,13 @@ class Practice(Source):
     def load(self, ability: str, split: str) -> Loaded:
         """Raises UserError for an unknown ability or split, or when a finite ability has no further question."""
         return Loaded(records=self._records(ability, split)[0], rejected=())
+
+    def paired(self) -> tuple[str, ...]:
+        return ABILITY_NAMES
+
+    def pairs(self, ability: str, split: str) -> LoadedPairs:
+        """The pairs of that ability's records: the gold against a plausible wrong reply; see practice/pairs.py."""
+        return pairs_of(world(self.seed), self._records(ability, split)[0])
 
     def repeats(self, ability: str, split: str) -> int:
         """How many draws gave a record that an earlier index had given already, and were drawn again."""
