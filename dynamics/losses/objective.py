@@ -30,8 +30,9 @@ class Objective:
 
 
 def trained_hidden(model: Any, micro_batch: MicroBatch) -> Float[Array, "g n d"]:
-    """Hidden states at the trained positions of each group of rows."""
-    return model(micro_batch["tokens"], micro_batch["positions"], micro_batch["segments"], micro_batch["trained_index"])
+    """Hidden states at the trained positions of each group of rows; replies that share a prompt lie in branches."""
+    names = ("tokens", "positions", "segments", "trained_index")
+    return model(*(micro_batch[name] for name in names), branches=micro_batch.get("branches"))
 
 
 def token_logprobs(
@@ -40,7 +41,9 @@ def token_logprobs(
     """Log-probability of each target in nats, float32.
 
     At most `chunk` positions of every group have logits at a time, in the forward pass and in the backward pass,
-    which computes them a second time. When the weights are known beforehand, `weighted_loss` is cheaper.
+    which computes them a second time: four products of n x d x v. Where all n positions fit into one chunk, their
+    logits wait for the backward pass instead (n * v * 4 bytes a group, what the one chunk holds anyway) and it is
+    three. When the weights are known beforehand, `weighted_loss` is cheaper: three in chunks of any size.
     """
     return _logprobs(_checked(chunk), hidden, head, targets)
 
@@ -110,26 +113,27 @@ def _logprobs(chunk: int, hidden: Array, head: Array, targets: Array) -> Array:
     return _logprobs_forward(chunk, hidden, head, targets)[0]
 
 
-def _logprobs_forward(chunk: int, hidden: Array, head: Array, targets: Array) -> tuple[Array, tuple[Array, ...]]:
+def _logprobs_forward(chunk: int, hidden: Array, head: Array, targets: Array) -> tuple[Array, tuple[Any, ...]]:
     whole = _gathered(head, hidden)
+    keep = targets.shape[-1] <= chunk
 
-    def step(carry: None, piece: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
+    def step(carry: None, piece: tuple[Array, Array]) -> tuple[None, tuple[Array, Array, Array | None]]:
         logits = _logits(piece[0], whole)
         norm = jax.nn.logsumexp(logits, axis=-1)
-        return carry, (_gold(logits, piece[1]) - norm, norm)
+        return carry, (_gold(logits, piece[1]) - norm, norm, logits if keep else None)
 
-    _, (logprobs, norms) = _by_chunks(step, None, (hidden, targets), chunk=chunk)
-    return logprobs, (hidden, head, targets, norms)
+    _, (logprobs, norms, logits) = _by_chunks(step, None, (hidden, targets), chunk=chunk)
+    return logprobs, (hidden, head, targets, norms, logits)
 
 
-def _logprobs_backward(chunk: int, saved: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array, None]:
-    hidden, head, targets, norms = saved
+def _logprobs_backward(chunk: int, saved: tuple[Any, ...], cotangent: Array) -> tuple[Array, Array, None]:
+    hidden, head, targets, norms, kept = saved
     whole = _gathered(head, hidden)
 
     def step(d_head: Array, piece: tuple[Array, ...]) -> tuple[Array, Array]:
         x, norm, target, scale = piece
-        probabilities = jnp.exp(_logits(x, whole) - norm[..., None])
-        return _head_gradients(d_head, x, whole, probabilities, target, -scale)
+        logits = _logits(x, whole) if kept is None else kept
+        return _head_gradients(d_head, x, whole, jnp.exp(logits - norm[..., None]), target, -scale)
 
     start = _no_gradient(hidden, head)
     d_head, d_hidden = _by_chunks(step, start, (hidden, norms, targets, cotangent), chunk=chunk)

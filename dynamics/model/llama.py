@@ -252,12 +252,15 @@ class Llama(nnx.Module):
         positions: Int[Array, "b l"],
         segments: Int[Array, "b l"],
         index: Int[Array, "g n"] | None = None,
+        branches: Int[Array, "b l"] | None = None,
     ) -> Float[Array, "b l d"] | Float[Array, "g n d"]:
         """Hidden states after the final norm, in the compute dtype. Segment 0 is padding: finite, seen by nobody.
 
         With `index`, those of the positions it lists alone: the rows are g equal groups, and an entry is row within the
         group * l + position. Layers that are not scanned save work by it: what follows attention in the last one is
         computed for these positions only. In a scan all layers are one program, so there they are picked at the end.
+        With `branches`, a segment is a prompt (branch 0) and replies that see it and not each other; the positions of
+        each go on from the prompt's. The first token of every reply is predicted at the prompt's last position.
         """
         config = self.config
         # Rows of the table are looked up whole: one split over `embed` would come back laid out by channels, and every
@@ -269,7 +272,7 @@ class Llama(nnx.Module):
         rope = rope_angles(config, positions)
 
         def run(x: Array, block: Block, index: Array | None = None) -> tuple[Array, None]:
-            return apply_block(block, x, rope, segments, index), None
+            return apply_block(block, x, rope, segments, index, branches), None
 
         run = rematerialised(run, config)
         if config.scan_layers:
@@ -299,6 +302,7 @@ def apply_block(
     rope: tuple[Array, Array],
     segments: Int[Array, "b l"],
     index: Int[Array, "g n"] | None = None,
+    branches: Int[Array, "b l"] | None = None,
 ) -> Float[Array, "b l d"] | Float[Array, "g n d"]:
     """One layer: attention and SwiGLU, each normed before and added to the residual stream.
 
@@ -310,7 +314,9 @@ def apply_block(
     # Said for the products before and after attention: every position's are made where the position lies.
     query = constrain(query, ("batch", "length", "heads", "head_dim"))
     key, value = (constrain(x, ("batch", "length", "kv_heads", "head_dim")) for x in (key, value))
-    mixed = attention(query, key, value, segments, kind=config.attention, block=config.attention_block)
+    mixed = attention(
+        query, key, value, segments, kind=config.attention, block=config.attention_block, branches=branches
+    )
     mixed = constrain(mixed, ("batch", "length", "heads", "head_dim"))
     if index is not None:
         return finish_block(block, picked(x, index), picked(mixed, index))
@@ -424,10 +430,15 @@ def saved_bytes_per_token(config: LlamaConfig, *, tensor: int = 1) -> int:
     return whole + split // tensor
 
 
-def attention_kernel(config: LlamaConfig, platform: str, length: int) -> Kernel:
+def attention_kernel(config: LlamaConfig, platform: str, length: int, *, branches: bool = False) -> Kernel:
     """The kernel that this model's attention uses on 'cpu', 'gpu' or 'tpu' for rows of `length` positions."""
     return kernel_for(
-        config.attention, platform=platform, length=length, head_dim=config.head_dim, dtype=config.compute_dtype
+        config.attention,
+        platform=platform,
+        length=length,
+        head_dim=config.head_dim,
+        dtype=config.compute_dtype,
+        branches=branches,
     )
 
 

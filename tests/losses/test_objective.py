@@ -69,6 +69,16 @@ def array_sizes(jaxpr):
             yield from array_sizes(inner)
 
 
+def test_logits_that_fit_into_one_chunk_are_computed_once():
+    def program(chunk):
+        return jax.make_jaxpr(
+            jax.grad(lambda hidden, head: jnp.sum(jnp.sin(token_logprobs(hidden, head, TARGETS, chunk=chunk))), (0, 1))
+        )(HIDDEN, HEAD)
+
+    assert [str(program(chunk)).count("dot_general[") for chunk in (4, N - 1, N, 100)] == [4, 4, 3, 3]
+    assert max(array_sizes(program(N).jaxpr)) == GROUPS * N * V  # what the one chunk has anyway
+
+
 def test_weights_of_zero_leave_no_trace():
     weights = WEIGHTS.at[:, 5:].set(0.0)
     gradient = jax.jit(jax.grad(lambda h, w, t: weighted_loss(h, w, t, weights, chunk=4), (0, 1)))
