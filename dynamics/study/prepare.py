@@ -17,7 +17,7 @@ import numpy as np
 from dynamics import config
 from dynamics.data.encoding import length_counts
 from dynamics.data.packing import LengthCounts
-from dynamics.data.sources import Rejected, Source, write_rejected
+from dynamics.data.sources import SPLITS, Rejected, Source, write_rejected
 from dynamics.data.store import TokenStore
 from dynamics.data.template import tokenizer_specials
 from dynamics.data.tokenizer import Tokenizer, train_tokenizer
@@ -31,15 +31,20 @@ from dynamics.study.cache import from_cache, read_sealed, write_sealed
 from dynamics.study.folder import wait_for
 from dynamics.study.grid import Cell
 from dynamics.study.run import (
+    After,
     Base,
     Run,
+    is_preference,
     source_fingerprint,
+    stages,
     tokenizer_file,
     tokenizer_identity,
+    tokenizer_run,
+    trainable,
     volumes,
     weights_folder,
 )
-from dynamics.study.stores import WHOLE, StorePlan, corpus_plan, pool_plan
+from dynamics.study.stores import WHOLE, NoDocument, StorePlan, corpus_plan, pair_plan, pool_plan
 from dynamics.study.workers import available_cores
 
 _VOCABULARY_MULTIPLE = 64  # so that embedding tables split evenly over devices
@@ -55,13 +60,14 @@ def cache_folder() -> Path:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pool:
-    """All train records of a source as tokens; a slice is a list of ids. Keys of the store are 'ability/id'."""
+    """All train records (or pairs) of a source as tokens; a slice is a list of ids. Keys are 'ability/id'."""
 
     store: TokenStore
     ids: dict[str, list[str]]  # ability -> ids of the documents that are there
     truncated: frozenset[str]  # keys cut to the row's length
     counts: dict[str, LengthCounts]  # ability -> what the length policy did
     rejected: dict[str, int]  # ability -> lines that gave no record
+    pairs: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # of pairs: ability -> what was counted
 
 
 class Workspace:
@@ -101,6 +107,7 @@ class Workspace:
         return self.memory[key]
 
     def _trained_tokenizer(self, run: Run) -> bytes:
+        run = tokenizer_run(run)
         path = self.folder / "tokenizers" / f"{config.fingerprint(tokenizer_identity(run))}.model"
 
         def make() -> None:
@@ -112,6 +119,8 @@ class Workspace:
 
     def model_shape(self, run: Run) -> LlamaConfig:
         """The model's shape with the vocabulary of its tokenizer, or of its weights where those have more rows."""
+        if isinstance(run.base, After):
+            return dataclasses.replace(run.shape(), vocab_size=self.model_shape(run.base.run).vocab_size)
         vocab_size = self.tokenizer(run).padded_vocab_size(_VOCABULARY_MULTIPLE)
         shape, folder = run.shape(), weights_folder(run)
         if folder is not None and is_model_folder(folder):
@@ -119,11 +128,42 @@ class Workspace:
         return dataclasses.replace(shape, vocab_size=vocab_size)
 
     def pool(self, run: Run) -> Pool:
-        """The source's train records as tokens, every ability of it: all cells of a source share one store."""
+        """The source's train records as tokens, every ability of it: all cells of a source share one store.
+
+        Of a run that learns from preferences, its train pairs.
+        """
         plan = self.pool_plan(run)
         if plan.name not in self.memory:
-            self.memory[plan.name] = _pool(self._store(plan), plan.source.abilities())
+            known = trainable(run) if is_preference(run) else plan.source.abilities()
+            self.memory[plan.name] = _pool(self._store(plan), known)
         return self.memory[plan.name]
+
+    def pair_store(self, run: Run, split: str) -> TokenStore | None:
+        """The pairs of a split as tokens; None where the source has none of them."""
+        assert is_preference(run), "only a run that learns from preferences reads pairs"
+        if split == "train":
+            return self.pool(run).store
+        plan = pair_plan(run, self.tokenizer(run), split)
+        if plan.name not in self.memory:
+            try:
+                self.memory[plan.name] = self._store(plan)
+            except NoDocument:
+                self.memory[plan.name] = None
+        return self.memory[plan.name]
+
+    def pair_weights(self, run: Run, split: str) -> np.ndarray | None:
+        """float32 [documents]: the weights of the pairs of `pair_store`; None where all are 1 or there is no pair."""
+        store = self.pair_store(run, split)
+        if store is None:
+            return None
+        key = f"weights {pair_plan(run, self.tokenizer(run), split).name}"
+        if key not in self.memory:
+            weights = np.ones(len(store), dtype=np.float32)
+            given = _pair_weights(run.source, split)
+            for number, name in enumerate(store.keys if given else ()):
+                weights[number] = given.get(name, 1.0)
+            self.memory[key] = weights if given else None
+        return self.memory[key]
 
     def corpus(self, run: Run, *, length: int) -> TokenStore:
         """The source's plain text as documents of at most `length` tokens, every token trained on."""
@@ -132,6 +172,13 @@ class Workspace:
     def pool_plan(self, run: Run) -> StorePlan:
         """How the store of `pool` is made."""
         return pool_plan(run, self.source(run), self.tokenizer(run))
+
+    def held_out_plans(self, run: Run) -> list[StorePlan]:
+        """How the stores of the pairs to measure on are made; none for a run that learns from records."""
+        if not is_preference(run):
+            return []
+        plans = (pair_plan(run, self.tokenizer(run), split) for split in ("valid", "test"))
+        return [plan for plan in plans if any(run.source.pairs(one, plan.part).pairs for one in run.source.paired())]
 
     def corpus_plan(self, run: Run, *, length: int) -> StorePlan:
         """How the store of `corpus` is made."""
@@ -186,7 +233,7 @@ class Workspace:
         }
         key = config.fingerprint(identity)
         if key not in self.memory:
-            records, rejected = _evaluation_records(self.source(run), split)
+            records, rejected = _evaluation_records(self.source(run), split, may_lack=is_preference(run))
             prepared = prepare_evaluation(records, tokenizer, run.template, run.evaluation, row_shards=row_shards)
             self.memory[key] = (prepared, len(rejected))
         return self.memory[key]
@@ -194,11 +241,16 @@ class Workspace:
     def write_rejected(self, path: Path, runs: Sequence[Run]) -> int:
         """Every rejected line of the runs' sources in one file; returns how many. None gives no file."""
         lines: list[Rejected] = []
+        for run in {(source_fingerprint(run.source), is_preference(run)): run for run in runs}.values():
+            if is_preference(run):
+                for split in SPLITS:
+                    lines += (line for one in trainable(run) for line in run.source.pairs(one, split).rejected)
+            else:
+                for ability, count in self.pool(run).rejected.items():
+                    lines += self.source(run).load(ability, "train").rejected if count else ()
         for run in {source_fingerprint(run.source): run for run in runs}.values():
-            for ability, count in self.pool(run).rejected.items():
-                lines += self.source(run).load(ability, "train").rejected if count else ()
             for split in ("valid", "test"):
-                lines += _evaluation_records(self.source(run), split)[1]
+                lines += _evaluation_records(self.source(run), split, may_lack=is_preference(run))[1]
         if lines:
             write_rejected(path, lines)
         else:
@@ -207,37 +259,64 @@ class Workspace:
 
 
 def check_volumes(cells: Sequence[Cell], workspace: Workspace) -> None:
-    """UserError when a cell asks for more records of an ability than there are: said before anything is trained."""
-    most: dict[tuple[str, int], dict[str, int]] = {}  # (source, volume) -> records of the abilities that have too few
-    for cell in cells:
-        run = cell.run
-        if not run.trains or (run.recipe is None and run.volume == "full"):
+    """UserError when a cell, or a run it starts after, asks for more records of an ability than there are.
+
+    Or for pairs of two replies where some have one. Said before anything is trained.
+    """
+    most: dict[tuple[str, int, str], dict[str, int]] = {}  # (source, volume, what) -> those of the abilities with few
+    for run in (one for cell in cells for one in (*stages(cell.run), cell.run)):
+        if not run.trains:
             continue
-        pool = workspace.pool(run)
+        if is_preference(run):
+            _check_both_replies(run, workspace)
+        if run.recipe is None and run.volume == "full":
+            continue
+        pool, what = workspace.pool(run), "pairs" if is_preference(run) else "records"
         there = {ability: len(set(pool.ids[ability])) for ability in run.ability_names()}
         wanted = volumes(run, there)  # a recipe says itself what it lacks
         few = {ability: there[ability] for ability, count in wanted.items() if count and there[ability] < count}
         if few and run.recipe is not None:
             raise UserError(
                 f"recipe {run.recipe.name!r} takes "
-                + ", ".join(f"{wanted[ability]:,} records of {ability}, which has {few[ability]:,}" for ability in few)
-                + "; change the recipe or add records"
+                + ", ".join(f"{wanted[ability]:,} {what} of {ability}, which has {few[ability]:,}" for ability in few)
+                + f"; change the recipe or add {what}"
             )
         if few and isinstance(run.volume, int):
-            most.setdefault((run.source.name, run.volume), {}).update(few)
+            most.setdefault((run.source.name, run.volume, what), {}).update(few)
     if most:
-        (source, volume), few = max(most.items(), key=lambda item: item[0][1])
+        (source, volume, what), few = max(most.items(), key=lambda item: item[0][1])
         counts = ", ".join(f"{ability} {count:,}" for ability, count in sorted(few.items(), key=lambda item: item[1]))
         raise UserError(
-            f"volume {volume:,} is more than source {source!r} has to train on: {counts} records; lower the largest "
-            f"volume to {min(few.values()):,}, use 'full', or add records"
+            f"volume {volume:,} is more than source {source!r} has to train on: {counts} {what}; lower the largest "
+            f"volume to {min(few.values()):,}, use 'full', or add {what}"
         )
 
 
-def _evaluation_records(source: Source, split: str) -> tuple[list[Record], list[Rejected]]:
+def _check_both_replies(run: Run, workspace: Workspace) -> None:
+    """UserError where the objective compares two replies and some pairs have one."""
+    if not getattr(run.objective, "needs_both", False):
+        return
+    counts = workspace.pool(run).pairs
+    single = {ability: count for ability in run.ability_names() if (count := counts[ability].get("judgements", 0))}
+    if single:
+        told = ", ".join(f"{ability} {count:,}" for ability, count in single.items())
+        raise UserError(
+            f"objective {type(run.objective).__name__} compares two replies to a prompt, and source "
+            f"{run.source.name!r} has some with one only: {told}; leave these out, or train with KTO()"
+        )
+
+
+def _pair_weights(source: Source, split: str) -> dict[str, float]:
+    """{'ability/id': weight} of the pairs whose weight is not 1."""
+    pairs = ((ability, pair) for ability in source.paired() for pair in source.pairs(ability, split).pairs)
+    return {f"{ability}/{pair.id}": pair.weight for ability, pair in pairs if pair.weight != 1.0}
+
+
+def _evaluation_records(source: Source, split: str, *, may_lack: bool) -> tuple[list[Record], list[Rejected]]:
+    """The records that models are scored on. Runs that learn from preferences may do without (`may_lack`)."""
     loaded = [source.load(ability, split) for ability in source.evaluated()]
     records = [record for one in loaded for record in one.records]
-    if not records:
+    if not records and not (may_lack and not loaded):
         raise UserError(f"source {source.name!r} has no {split} records; a study needs valid and test records")
     return records, [line for one in loaded for line in one.rejected]
 
@@ -254,12 +333,13 @@ def _pool(store: TokenStore, abilities: Sequence[str]) -> Pool:
         truncated=frozenset(store.keys[index] for index in np.flatnonzero(store.num_uncut > store.num_tokens)),
         counts={ability: length_counts(counts.get(ability, {})) for ability in abilities},
         rejected={ability: counts.get(ability, {}).get("rejected", 0) for ability in abilities},
+        pairs={ability: dict(counts.get(ability, {})) for ability in abilities},
     )
 
 
 def _in_order(plan: StorePlan, store: TokenStore) -> list[str]:
     """The names that a store counts by: abilities as the source has them; a corpus has one, ''."""
-    return sorted(store.notes["abilities"], key=("", *plan.source.abilities()).index)
+    return sorted(store.notes["abilities"], key=("", *plan.source.abilities(), *plan.source.paired()).index)
 
 
 def prepare_runs(runs: Sequence[Run], workspace: Workspace, *, share: tuple[int, int] = WHOLE) -> dict[str, Any]:
@@ -269,8 +349,8 @@ def prepare_runs(runs: Sequence[Run], workspace: Workspace, *, share: tuple[int,
     """
     plans: dict[str, StorePlan] = {}
     sources: dict[str, Run] = {}
-    for run in runs:
-        own = [workspace.pool_plan(run)]
+    for run in (one for last in runs for one in (*stages(last), last)):
+        own = [workspace.pool_plan(run), *workspace.held_out_plans(run)]
         if isinstance(run.base, Base):
             own.append(workspace.corpus_plan(run, length=run.base.batch.length))
         for plan in own:
@@ -281,12 +361,14 @@ def prepare_runs(runs: Sequence[Run], workspace: Workspace, *, share: tuple[int,
         "tokenizers": [{"fingerprint": name, "ids": ids} for name, ids in tokenizers.items()],
         "stores": [workspace.prepare(plan, share=share) for plan in plans.values()],
         "evaluation": [
-            _evaluation_counts(workspace.source(run), split) for run in sources.values() for split in ("valid", "test")
+            _evaluation_counts(workspace.source(run), split, may_lack=is_preference(run))
+            for run in sources.values()
+            for split in ("valid", "test")
         ],
     }
 
 
-def _evaluation_counts(source: Source, split: str) -> dict[str, Any]:
-    records, rejected = _evaluation_records(source, split)
+def _evaluation_counts(source: Source, split: str, *, may_lack: bool) -> dict[str, Any]:
+    records, rejected = _evaluation_records(source, split, may_lack=may_lack)
     abilities = dict(collections.Counter(record.ability for record in records))
     return {"source": source.name, "split": split, "abilities": abilities, "rejected": len(rejected)}

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dynamics import config
-from dynamics.data.encoding import Conversations, CorpusTexts, PlainText, TrainRecords, Work
+from dynamics.data.encoding import Conversations, CorpusTexts, PairItems, PairReplies, PlainText, TrainRecords, Work
 from dynamics.data.preparation import Progress, prepare
 from dynamics.data.sources import Source
 from dynamics.data.store import Empty
 from dynamics.data.tokenizer import Tokenizer
 from dynamics.errors import UserError
 from dynamics.study.progress import duration
-from dynamics.study.run import RESULTS_VERSION, Run, corpus_fingerprint, source_fingerprint
+from dynamics.study.run import RESULTS_VERSION, Run, corpus_fingerprint, is_preference, source_fingerprint
 
 WHOLE = (0, 1)  # a share: part 0 of 1
+
+
+class NoDocument(UserError):
+    """A source has nothing that could become a document of the store."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,7 @@ class StorePlan:
     source: Source
     tokenizer: Tokenizer
     work: Work
+    part: str = "train"  # of the source's splits, for pairs
 
     @functools.cached_property
     def name(self) -> str:
@@ -45,7 +50,7 @@ class StorePlan:
         completing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> bool:
         """Write the store, or this share of its parts; whether it is complete. Long work is told on standard error."""
-        items = TrainRecords(self.source) if isinstance(self.work, Conversations) else CorpusTexts(self.source)
+        items = self._items()
         folder.with_suffix(".json").unlink(missing_ok=True)  # lay beside a store of format 1
         try:
             return prepare(
@@ -54,14 +59,21 @@ class StorePlan:
                 on_progress=ProgressLine(f"preparing {self.source.name!r}, {self.manifest['split']}"),
             )  # fmt: skip
         except Empty as error:
-            raise UserError(
+            raise NoDocument(
                 f"source {self.source.name!r} has nothing left to learn from in its {self.manifest['split']}; "
                 "see the counts of its files, and the length policy"
             ) from error
 
+    def _items(self) -> TrainRecords | PairItems | CorpusTexts:
+        if isinstance(self.work, PairReplies):
+            return PairItems(self.source, self.part)
+        return TrainRecords(self.source) if isinstance(self.work, Conversations) else CorpusTexts(self.source)
+
 
 def pool_plan(run: Run, source: Source, tokenizer: Tokenizer) -> StorePlan:
-    """The train records of every ability as conversations."""
+    """The train records of every ability as conversations, or its train pairs where the run learns from those."""
+    if is_preference(run):
+        return pair_plan(run, tokenizer, "train")
     return StorePlan(
         manifest={
             "split": "train",
@@ -75,6 +87,34 @@ def pool_plan(run: Run, source: Source, tokenizer: Tokenizer) -> StorePlan:
         source=source,
         tokenizer=tokenizer,
         work=Conversations(length=run.batch.length, template=run.template, over_long=run.over_long),
+    )
+
+
+def pair_plan(run: Run, tokenizer: Tokenizer, split: str) -> StorePlan:
+    """The pairs of a split, of every ability that has some; with a reply to another prompt where the objective asks."""
+    mismatched = bool(getattr(run.objective, "needs_mismatched", False))
+    return StorePlan(
+        manifest={
+            "split": f"pairs {split}",
+            "source": source_fingerprint(run.source),
+            "tokenizer": tokenizer.fingerprint,
+            "template": config.to_plain(run.template),
+            "length": run.batch.length,
+            "over_long": run.over_long,
+            "replies": config.to_plain(run.replies),
+            "mismatched": mismatched,
+            "version": RESULTS_VERSION,
+        },
+        source=run.source,
+        tokenizer=tokenizer,
+        work=PairReplies(
+            length=run.batch.length,
+            template=run.template,
+            replies=run.replies,
+            over_long=run.over_long,
+            mismatched=mismatched,
+        ),
+        part=split,
     )
 
 
