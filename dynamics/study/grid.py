@@ -11,8 +11,10 @@ from dynamics import config
 from dynamics.data.mixture import Order
 from dynamics.data.sources import Source
 from dynamics.errors import UserError
+from dynamics.losses.objective import Objective
+from dynamics.losses.sft import SFT
 from dynamics.model.llama import LlamaConfig
-from dynamics.study.run import Budget, Run, cell_id
+from dynamics.study.run import After, Base, Budget, Run, cell_id
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,13 +43,26 @@ class Study:
     sources: tuple[Source, ...] = ()
     orders: tuple[Order, ...] = ()
     budgets: tuple[Budget, ...] = ()
-    base_cells: bool = True  # also score each base model untrained on instructions: volume 0
+    objectives: tuple[Objective, ...] = ()
+    # Where runs start. The size and the seed of a cell go into the run that it starts after, where these are axes.
+    bases: tuple[Base | After | str | None, ...] = ()
+    base_cells: bool = True  # also score what each run starts from, untrained: volume 0
     measure_speedup: bool = True  # time the population of workers against one run after another
     plus: tuple["Study", ...] = ()  # more grids; the name and measure_speedup of the first one count for all
 
     def __post_init__(self) -> None:
         config.check_fields(self)
-        for axis in ("sizes", "volumes", "ability_sets", "seeds", "sources", "orders", "budgets"):
+        for axis in (
+            "sizes",
+            "volumes",
+            "ability_sets",
+            "seeds",
+            "sources",
+            "orders",
+            "budgets",
+            "objectives",
+            "bases",
+        ):
             values = getattr(self, axis)
             twice = [value for index, value in enumerate(values) if value in values[:index]]
             if twice:
@@ -66,9 +81,13 @@ class Study:
             bare = cell_id(dataclasses.replace(run, benchmarks=()))
             runs[bare] = _with_benchmarks_of(runs[bare], run) if bare in runs else run
         budgets = any(grid.budgets for grid in self.grids()) or len({run.budget for run in runs.values()}) > 1
+        objectives = any(not isinstance(run.objective, SFT) for run in runs.values())
+        starts = len({start_name(run) for run in runs.values()}) > 1 or any(_follows(run) for run in runs.values())
         cells: dict[str, Cell] = {}  # by coordinates
         for run in runs.values():
             coords = coordinates(run) | ({"budget": budget_name(run.budget)} if budgets else {})
+            coords |= {"objective": objective_name(run.objective)} if objectives else {}
+            coords |= {"after": start_name(run)} if starts else {}
             place = json.dumps(coords, sort_keys=True)
             if place in cells:
                 raise UserError(_told_apart_by_nothing(self.name, cells[place], run))
@@ -87,41 +106,68 @@ class Study:
         sources = self.sources or (self.run.source,)
         sizes = self.sizes or (self.run.size,)
         runs = [
-            dataclasses.replace(
-                self.run,
-                source=source,
-                size=size,
-                volume=volume,
-                abilities=abilities,
-                order=order,
-                budget=budget,
-                seed=seed,
+            self._at(
+                base, size, seed, source=source, volume=volume, abilities=abilities, order=order, budget=budget,
+                objective=objective,
             )
-            for source, size, order, budget, abilities, volume, seed in itertools.product(
+            for source, size, objective, base, order, budget, abilities, volume, seed in itertools.product(
                 sources,
                 sizes,
+                self.objectives or (self.run.objective,),
+                self.bases or (self.run.base,),
                 self.orders or (self.run.order,),
                 self.budgets or (self.run.budget,),
                 self.ability_sets or (self.run.abilities,),
                 self.volumes or (self.run.volume,),
                 self.seeds or (self.run.seed,),
             )
-        ]
-        if self.base_cells and self.run.base is not None:
-            # A base model does not depend on order, abilities or seed: one cell for each source and size.
-            bases = (
-                dataclasses.replace(self.run, source=source, size=size, volume=0, recipe=None, abilities=(), seed=0)
-                for source, size in itertools.product(sources, sizes)
-            )
-            runs = [*bases, *(run for run in runs if run.trains)]
+        ]  # fmt: skip
+        starts = [base for base in self.bases or (self.run.base,) if base is not None]
+        if self.base_cells and starts:
+            untrained = [
+                self._at(base, size, seed, source=source, volume=0, recipe=None, abilities=())
+                for source, size, base in itertools.product(sources, sizes, starts)
+                for seed in self._seeds_of(base)
+            ]
+            runs = [*untrained, *(run for run in runs if run.trains)]
         return runs
 
+    def _at(self, base: Base | After | str | None, size: str | LlamaConfig, seed: int, **fields: Any) -> Run:
+        """The run at a point of the axes, and at the same size and seed the runs that it starts after."""
+        if isinstance(base, After):
+            base = self._stage_at(base, size, seed)
+        fields.setdefault("objective", (self.objectives or (self.run.objective,))[0])
+        return dataclasses.replace(self.run, base=base, size=size, seed=seed, **fields)
+
+    def _stage_at(self, after: After, size: str | LlamaConfig, seed: int) -> After:
+        run = after.run
+        run = dataclasses.replace(run, size=size if self.sizes else run.size, seed=seed if self.seeds else run.seed)
+        if isinstance(run.base, After):
+            run = dataclasses.replace(run, base=self._stage_at(run.base, size, seed))
+        return After(run=run)
+
+    def _seeds_of(self, base: Base | After | str) -> tuple[int, ...]:
+        """A base model does not depend on the cell's seed, so one cell is enough; what a run ended with does."""
+        if not isinstance(base, After):
+            return (0,)
+        return self.seeds or (self.run.seed,)
+
     def map_runs(self, change: Callable[[Run], Run]) -> "Study":
-        """The study with every run changed alike, its sources included."""
-        changed = change(self.run)
+        """The study with every run changed alike, its sources included, and those that runs start after."""
+
+        def with_stages(run: Run) -> Run:
+            run = change(run)
+            return dataclasses.replace(run, base=_changed_stage(run.base, with_stages))
+
+        changed = with_stages(self.run)
         sources = tuple(change(dataclasses.replace(self.run, source=source)).source for source in self.sources)
         plus = tuple(grid.map_runs(change) for grid in self.plus)
-        return dataclasses.replace(self, run=changed, sources=sources, plus=plus)
+        bases = tuple(_changed_stage(base, with_stages) for base in self.bases)
+        return dataclasses.replace(self, run=changed, sources=sources, bases=bases, plus=plus)
+
+
+def _changed_stage(base: Any, change: Callable[[Run], Run]) -> Any:
+    return After(run=change(base.run)) if isinstance(base, After) else base
 
 
 def _with_benchmarks_of(one: Run, other: Run) -> Run:
@@ -167,6 +213,37 @@ def coordinates(run: Run) -> dict[str, Any]:
 def order_name(order: Order) -> str:
     """How reports call the order; two orders that differ are called differently."""
     return order.name
+
+
+def objective_name(objective: Objective) -> str:
+    """'sft', or 'dpo beta=0.5' when settings differ from the class's own; how it is computed is left out."""
+    changed = [
+        f"{field.name}={value}"
+        for field in dataclasses.fields(objective)
+        if field.name != "chunk" and (value := getattr(objective, field.name)) != field.default
+    ]
+    return " ".join([getattr(objective, "name", type(objective).__name__.lower()), *changed])
+
+
+def start_name(run: Run) -> str | None:
+    """What a run starts from: 'sft 64 interleaved', or how a base model came about; None for random parameters.
+
+    Size and seed are left out: they are those of the cell.
+    """
+    base = run.base
+    if isinstance(base, After):
+        stage = base.run
+        source = [] if stage.source.name == run.source.name else [f"of {stage.source.name}"]
+        amount = stage.volume if stage.recipe is None else stage.recipe.name
+        before = [f"after {start_name(stage)}"] if _follows(stage) else []
+        return " ".join([objective_name(stage.objective), str(amount), *source, order_name(stage.order), *before])
+    if isinstance(base, Base):
+        return f"base of {base.tokens} tokens"
+    return None if base is None else base.rstrip("/").rpartition("/")[2]
+
+
+def _follows(run: Run) -> bool:
+    return isinstance(run.base, After)
 
 
 def budget_name(budget: Budget) -> str:
