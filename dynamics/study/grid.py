@@ -17,6 +17,9 @@ from dynamics.model.llama import LlamaConfig
 from dynamics.study.run import After, Base, Budget, Run, cell_id
 
 
+_AXES = ("sizes", "volumes", "ability_sets", "seeds", "sources", "orders", "budgets", "objectives", "bases")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
     """One point of the grid: its name, where it lies, and what to run."""
@@ -52,17 +55,7 @@ class Study:
 
     def __post_init__(self) -> None:
         config.check_fields(self)
-        for axis in (
-            "sizes",
-            "volumes",
-            "ability_sets",
-            "seeds",
-            "sources",
-            "orders",
-            "budgets",
-            "objectives",
-            "bases",
-        ):
+        for axis in _AXES:
             values = getattr(self, axis)
             twice = [value for index, value in enumerate(values) if value in values[:index]]
             if twice:
@@ -82,7 +75,7 @@ class Study:
             runs[bare] = _with_benchmarks_of(runs[bare], run) if bare in runs else run
         budgets = any(grid.budgets for grid in self.grids()) or len({run.budget for run in runs.values()}) > 1
         objectives = any(not isinstance(run.objective, SFT) for run in runs.values())
-        starts = len({start_name(run) for run in runs.values()}) > 1 or any(_follows(run) for run in runs.values())
+        starts = any(grid.bases for grid in self.grids()) or any(_follows(run) for run in runs.values())
         cells: dict[str, Cell] = {}  # by coordinates
         for run in runs.values():
             coords = coordinates(run) | ({"budget": budget_name(run.budget)} if budgets else {})
