@@ -16,7 +16,6 @@ from dynamics.losses.sft import SFT
 from dynamics.model.llama import LlamaConfig
 from dynamics.study.run import After, Base, Budget, Run, cell_id
 
-
 _AXES = ("sizes", "volumes", "ability_sets", "seeds", "sources", "orders", "budgets", "objectives", "bases")
 
 
