@@ -86,8 +86,10 @@ def pair_id(prompt: Sequence[Turn], chosen: str | None, rejected: str | None) ->
     return hashlib.blake2b(text.encode("ascii"), digest_size=8).hexdigest()
 
 
-def parse_pair(data: object, *, where: str, source: str | None = None) -> Pair:
+def parse_pair(data: object, *, where: str, source: str | None = None, both: bool = False) -> Pair:
     """The Pair that a decoded JSON object stands for; `where` names the place in messages ("data/x.jsonl:17").
+
+    `source` fills in a missing source. `both` refuses a reply that is judged alone.
 
     Raises RecordError with the exact field.
     """
@@ -95,6 +97,8 @@ def parse_pair(data: object, *, where: str, source: str | None = None) -> Pair:
         raise RecordError(where, "", "a pair is a JSON object with 'chosen' and 'rejected'")
     weight = _weight(data, where)
     if not any(side in data for side in _SIDES) and ("label" in data or "completion" in data):
+        if both:
+            raise RecordError(where, "", "judges one reply; here every row has 'chosen' and 'rejected'")
         return _judged(data, where, source, weight)
     for side in _SIDES:
         if side not in data:

@@ -148,7 +148,7 @@ class Entry:
                 path,
                 self.shape,
                 ability=self.ability_of(path),
-                source=self._source(folder, path),
+                source=self.source(folder, path),
                 on_bad_record=on_bad_record,
             )
             for path in self.needed(folder, split)
@@ -159,11 +159,11 @@ class Entry:
         )
 
     def pairs(self, folder: str | Path, split: str, *, on_bad_record: OnBadRecord = "skip") -> LoadedPairs:
-        """The preference pairs of one split, under the same rules."""
+        """The preference pairs of one split, under the same rules; a reply judged alone breaks them."""
         if self.kind != "preferences":
             raise UserError(f"{self.name} holds {self.kind}, not preference pairs; read it with read()")
         parts = [
-            shapes.read_pairs(path, source=self._source(folder, path), on_bad_record=on_bad_record)
+            shapes.read_pairs(path, source=self.source(folder, path), both=True, on_bad_record=on_bad_record)
             for path in self.needed(folder, split)
         ]
         return LoadedPairs(
@@ -205,7 +205,8 @@ class Entry:
             )
         return paths
 
-    def _source(self, folder: str | Path, path: Path) -> str:
+    def source(self, folder: str | Path, path: Path) -> str:
+        """Where the records of a file say that they come from."""
         return f"{self.name}/{path.relative_to(self.home(folder)).as_posix()}"
 
 

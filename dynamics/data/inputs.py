@@ -17,7 +17,7 @@ from dynamics.data.parsed_lines import Rejected, each_once, parse_or_reason, rep
 from dynamics.data.shapes import Shape, read_rows
 from dynamics.data.sources import SPLITS, file_digest
 from dynamics.pair import Pair, parse_pair
-from dynamics.record import Record, parse_record
+from dynamics.record import Record, RecordError, parse_record
 
 Row = dict[str, Any]
 PIECE = 16 << 20  # bytes of a file that a worker reads at a time
@@ -43,8 +43,10 @@ def _shape_row(shape: Shape, data: object, where: str, ability: str, source: str
 
 
 def pair_row(data: object, where: str, ability: str, source: str) -> tuple[str, Row]:
-    """Id and row of a preference pair in one of the shapes of `parse_pair`."""
-    pair = parse_pair(data, where=where, source=source)
+    """Id and row of a preference pair in one of the shapes of `parse_pair`; a row has two replies and no weight."""
+    pair = parse_pair(data, where=where, source=source, both=True)
+    if pair.weight != 1.0:
+        raise RecordError(where, "weight", f"is {pair.weight}; a prepared data set keeps no weights, use PairFiles")
     return pair.id, row_of_pair(pair, ability)
 
 
@@ -54,7 +56,7 @@ def row_of(record: Record) -> Row:
 
 
 def row_of_pair(pair: Pair, ability: str) -> Row:
-    """messages (the prompt), chosen and rejected (texts), ability, source, id."""
+    """messages (the prompt), chosen and rejected (texts, both there), ability, source, id."""
     messages = [{"role": turn.role, "content": turn.content} for turn in pair.prompt]
     texts = {"chosen": pair.chosen, "rejected": pair.rejected, "source": pair.source, "id": pair.id}
     return {"messages": messages, "ability": ability, **texts}

@@ -16,7 +16,7 @@ class Rejected:
     """A line that gave no record: where it stands, why, and how it begins."""
 
     file: str
-    line: int  # counts from 1
+    line: int  # counts from 1; 0: no line of its own
     reason: str
     text: str
 

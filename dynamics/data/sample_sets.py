@@ -63,6 +63,15 @@ FOLDER_VARIABLE = "DYNAMICS_DATA_DIR"
 DEFAULT_FOLDER = Path("../shared/data")
 
 
+def sample_folder(data_dir: str | None) -> tuple[Path, str]:
+    """The folder that a source reads, and what gave it: `data_dir`, else DYNAMICS_DATA_DIR, else ../shared/data."""
+    if data_dir is not None:
+        return Path(data_dir), "data_dir"
+    if folder := os.environ.get(FOLDER_VARIABLE):
+        return Path(folder), FOLDER_VARIABLE
+    return DEFAULT_FOLDER, "the default"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleSets(Source):
     """The ten ability sets built from the sample-data folder; see the table above.
@@ -75,12 +84,7 @@ class SampleSets(Source):
 
     def folder(self) -> Path:
         """The sample-data folder; UserError that says how to give it when it is missing."""
-        if self.data_dir is not None:
-            folder, given = Path(self.data_dir), "data_dir"
-        elif os.environ.get(FOLDER_VARIABLE):
-            folder, given = Path(os.environ[FOLDER_VARIABLE]), FOLDER_VARIABLE
-        else:
-            folder, given = DEFAULT_FOLDER, "the default"
+        folder, given = sample_folder(self.data_dir)
         missing = [name for name in ("cmmlu", "agieval", "belle", "sft_dpo_demo") if not (folder / name).is_dir()]
         if missing:
             problem = f"has no {', '.join(missing)}" if folder.is_dir() else "does not exist"

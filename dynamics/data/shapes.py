@@ -89,9 +89,11 @@ def stream(
     )
 
 
-def read_pairs(path: str | Path, *, source: str | None = None, on_bad_record: OnBadRecord = "skip") -> LoadedPairs:
-    """The preference pairs of one file, under the same rules."""
-    found = list(stream_pairs(path, source=source, on_bad_record=on_bad_record))
+def read_pairs(
+    path: str | Path, *, source: str | None = None, both: bool = False, on_bad_record: OnBadRecord = "skip"
+) -> LoadedPairs:
+    """The preference pairs of one file, under the same rules; `both` refuses what has one reply only."""
+    found = list(stream_pairs(path, source=source, both=both, on_bad_record=on_bad_record))
     return LoadedPairs(
         pairs=tuple(one for one in found if isinstance(one, Pair)),
         rejected=tuple(one for one in found if isinstance(one, Rejected)),
@@ -99,10 +101,12 @@ def read_pairs(path: str | Path, *, source: str | None = None, on_bad_record: On
 
 
 def stream_pairs(
-    path: str | Path, *, source: str | None = None, on_bad_record: OnBadRecord = "skip"
+    path: str | Path, *, source: str | None = None, both: bool = False, on_bad_record: OnBadRecord = "skip"
 ) -> Iterator[Pair | Rejected]:
     """The pairs of one file, one by one."""
-    return _parsed(Path(path), lambda data, where: parse_pair(data, where=where, source=source), on_bad_record)
+    return _parsed(
+        Path(path), lambda data, where: parse_pair(data, where=where, source=source, both=both), on_bad_record
+    )
 
 
 def read_rows(path: Path) -> Iterator[Line]:
