@@ -13,15 +13,18 @@ Equal difficulties come in the order of a seeded hash: records that are all alik
 comes more than once in an epoch (Staged with replay, Competence), `repeats` of a table or a run counts it.
 """
 
+# ruff: noqa: RUF009 - settings are frozen, so one instance may be the default of all
+
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dynamics.data.difficulty import Difficulty, check_scores
+from dynamics.data.difficulty import Difficulty, Length, check_scores
 from dynamics.data.mixture import (
+    ORDERS,
     Blocked,
-    Interleaved,
     Order,
     Planned,
     Scores,
@@ -189,7 +192,7 @@ class Staged(Curriculum):
         """The stages, easiest (or hardest) first; stage k of n holds places k N / n up to (k + 1) N / n."""
         if self.stages is not None:
             edges = [k * len(ranked) // self.stages for k in range(self.stages + 1)]
-            return [list(ranked[start:stop]) for start, stop in zip(edges, edges[1:], strict=False)]
+            return [list(ranked[start:stop]) for start, stop in itertools.pairwise(edges)]
         stages: dict[float, list[Planned]] = {}
         for one in ranked:
             stages.setdefault(scores[document_key(one)], []).append(one)
@@ -245,8 +248,8 @@ class Paced(Curriculum):
     """Drawn from a pool that opens from the easiest on, every record exactly once an epoch.
 
     Place t of N draws a record that was not yet drawn, each as likely, from the max(ceil(c(t / N) N), t + 1) easiest
-    (hardest with `hardest_first`), where c is the pacing. With a pacing that opens faster than records are drawn it is a
-    softened `Sorted`; at start=1 a shuffle.
+    (hardest with `hardest_first`), where c is the pacing: the faster it opens the softer the order; at start=1 it is a
+    shuffle.
 
     Source: the pool and the pacing of Platanios et al. 2019, section 3; drawing without repeats is ours, so that an
     epoch reads the same records as any other order does. `Competence` draws as the paper does.
@@ -375,4 +378,4 @@ def curricula(by: Difficulty) -> tuple[Curriculum, ...]:
     )
 
 
-UNORDERED: tuple[Order, ...] = (Shuffled(), Interleaved(), Blocked())
+FAMILY: tuple[Order, ...] = (*ORDERS, *curricula(Length()))
