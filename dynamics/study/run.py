@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from dynamics import config
 from dynamics.data.mixture import Interleaved, Order
+from dynamics.data.pair_files import PairFiles
 from dynamics.data.recipes import Recipe
 from dynamics.data.replies import Replies
 from dynamics.data.sample_sets import SampleSets
@@ -357,7 +358,7 @@ def _in_source(source: Source, path: str, given: str) -> str:
     """The path with "{data_dir}" replaced by the source's folder; `given` names the setting where it has none."""
     if "{data_dir}" not in path:
         return path
-    folder = source.folder() if isinstance(source, SampleSets) else getattr(source, "data_dir", None)
+    folder = source.folder() if isinstance(source, (SampleSets, PairFiles)) else getattr(source, "data_dir", None)
     if folder is None:
         raise UserError(f"{given}: source {source.name!r} has no folder; give the whole path")
     return path.replace("{data_dir}", str(folder))
