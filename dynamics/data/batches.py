@@ -17,11 +17,11 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import xxhash
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 
 from dynamics.data.packing import PackingPlan, plan
 from dynamics.data.store import TokenStore
@@ -32,6 +32,7 @@ DeviceBatch = dict[str, np.ndarray]  # see `compact`
 T = TypeVar("T")
 
 _WHOLE = ("tokens", "positions", "segments")  # arrays of a device batch that keep every position
+_SAVED = ("header", "documents", "epoch_sizes", "fingerprint")
 _PLANNED = ("num_tokens", "num_trained", "batch", "row", "offset", "segment")
 _CAP_STEPS = 16  # sizes of the trained part that programs are compiled for, per batch shape
 
@@ -42,6 +43,8 @@ class Batches:
     `epoch_ends[e]` is the number of batches after which epoch e has been seen in full.
     """
 
+    layout_names: ClassVar[tuple[str, ...]] = ()
+
     def __init__(
         self,
         store: TokenStore,
@@ -51,12 +54,23 @@ class Batches:
         epoch_sizes: Sequence[int],
     ) -> None:
         assert len(documents) == packing.num_documents == sum(epoch_sizes), "plan and order are of one length"
-        assert np.array_equal(store.num_tokens[documents], packing.num_tokens), "the plan is of another store"
         self.store = store
         self.documents = documents
         self.plan = packing
         self.epoch_sizes = tuple(epoch_sizes)  # documents
         self.epoch_ends = tuple(packing.batches_until(int(seen)) for seen in np.cumsum(epoch_sizes))
+        sizes = self.sizes(store, documents, **self.layout)
+        assert np.array_equal(sizes, packing.num_tokens), "the plan is of another store"
+
+    @staticmethod
+    def sizes(store: TokenStore, documents: Int64[np.ndarray, " documents"]) -> Int32[np.ndarray, " documents"]:
+        """Tokens of a row that each of these documents takes. A subclass's `layout` comes by keyword."""
+        return store.num_tokens[documents]
+
+    @property
+    def layout(self) -> dict[str, bool]:
+        """What decides where tokens lie, beside the plan, and is kept with it."""
+        return {name: getattr(self, name) for name in self.layout_names}
 
     @staticmethod
     def build(
@@ -94,7 +108,8 @@ class Batches:
 
     def save(self, path: str | Path) -> None:
         """Write the plan beside a run: which document lies where, for every batch it will see."""
-        arrays = {name: getattr(self.plan, name) for name in _PLANNED}
+        arrays: dict[str, Any] = {name: getattr(self.plan, name) for name in _PLANNED}
+        arrays |= {name: np.array(value) for name, value in self.layout.items()}
         header = np.array([self.plan.rows, self.plan.length], dtype=np.int64)
         with Path(path).open("wb") as file:
             np.savez(
@@ -106,8 +121,8 @@ class Batches:
                 **arrays,
             )
 
-    @staticmethod
-    def load(store: TokenStore, path: str | Path) -> "Batches":
+    @classmethod
+    def load(cls, store: TokenStore, path: str | Path) -> "Batches":
         """The batches that `save` wrote, over the same store; anything else is refused."""
         path = Path(path)
         if not path.is_file():
@@ -118,12 +133,15 @@ class Batches:
                 rows, length = (int(number) for number in saved["header"])
                 packing = PackingPlan(rows=rows, length=length, **{name: saved[name] for name in _PLANNED})
                 documents, sizes, fingerprint = saved["documents"], saved["epoch_sizes"], str(saved["fingerprint"])
+                layout = {name: bool(saved[name]) for name in saved.files if name not in (*_PLANNED, *_SAVED)}
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is not a whole plan of batches ({error}); remove it to plan anew") from error
+        if tuple(layout) != cls.layout_names:
+            raise UserError(f"{path} is a plan of another kind of batches than {cls.__name__}; remove it to plan anew")
         fits = documents.size == 0 or documents.max() < len(store)
-        if not fits or not np.array_equal(store.num_tokens[documents], packing.num_tokens):
+        if not fits or not np.array_equal(cls.sizes(store, documents, **layout), packing.num_tokens):
             raise UserError(f"{path} is a plan of another store than {store.folder}; remove it to plan anew")
-        batches = Batches(store, documents, packing, epoch_sizes=sizes.tolist())
+        batches = cls(store, documents, packing, epoch_sizes=sizes.tolist(), **layout)
         if batches.fingerprint != fingerprint:
             raise UserError(
                 f"{path} was made as {fingerprint}, but over {store.folder} it is {batches.fingerprint}: "

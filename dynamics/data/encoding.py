@@ -1,4 +1,4 @@
-"""What a source gives to be prepared, and how it becomes documents: conversations under a template, or plain text."""
+"""What a source gives to be prepared, and how it becomes documents: conversations, pairs, or plain text."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -6,27 +6,34 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from dynamics.data.packing import LengthCounts, OverLong, apply_length_policy
+from dynamics.data.replies import Branched, Replies, ReplyCounts, encode_replies, fit_replies, mismatched_replies
 from dynamics.data.shards import Document
 from dynamics.data.sources import Source
 from dynamics.data.template import Encoded, Template, encode
 from dynamics.data.tokenizer import Tokenizer
 from dynamics.errors import UserError
+from dynamics.pair import Pair
 from dynamics.record import Turn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """What becomes a document, or several: `content` is a conversation or a plain text."""
+    """What becomes a document, or several: `content` is a conversation, a pair or a plain text."""
 
     ability: str
     key: str
-    content: tuple[Turn, ...] | str
+    content: tuple[Turn, ...] | Pair | str
     place: str = ""  # where it was read, for messages
 
     @property
     def size(self) -> int:
         """Characters."""
-        return len(self.content) if isinstance(self.content, str) else sum(len(turn.content) for turn in self.content)
+        if isinstance(self.content, str):
+            return len(self.content)
+        if isinstance(self.content, Pair):
+            prompt = sum(len(turn.content) for turn in self.content.prompt)
+            return prompt + len(self.content.chosen or "") + len(self.content.rejected or "")
+        return sum(len(turn.content) for turn in self.content)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +65,57 @@ class Conversations(Work):
         return documents, counts
 
     def _encode(self, tokenizer: Tokenizer, item: Item) -> Encoded:
-        assert not isinstance(item.content, str), "a conversation has turns"
+        assert isinstance(item.content, tuple), "a conversation has turns"
         try:
             return encode(self.template, tokenizer, item.content)
         except UserError as error:
             place = f" of {item.place}" if item.place else ""
             raise UserError(f"record {item.key}{place}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairReplies(Work):
+    """A pair is a document under a template: its prompt once, then its replies (see `replies.py`).
+
+    With `mismatched` each has a reply to another prompt too, of the next pair of the same part that has one.
+    `judgements` counts the pairs of one reply, `no_mismatch` those that no other prompt was found for.
+    """
+
+    template: Template
+    replies: Replies
+    over_long: OverLong
+    mismatched: bool = False
+
+    def __call__(self, tokenizer: Tokenizer, items: Sequence[Item]) -> tuple[list[Document], dict[str, dict[str, int]]]:
+        pairs = [item.content for item in items if isinstance(item.content, Pair)]
+        assert len(pairs) == len(items), "only pairs have replies"
+        others = mismatched_replies(pairs) if self.mismatched else [None] * len(pairs)
+        documents: list[Document] = []
+        counts: dict[str, dict[str, int]] = {}
+        for ability in dict.fromkeys(item.ability for item in items):
+            policy, kept, judgements, no_mismatch = ReplyCounts(), list[Document](), 0, 0
+            mine = [one for one in zip(items, pairs, others, strict=True) if one[0].ability == ability]
+            for item, pair, other in mine:
+                whole = self._encode(tokenizer, item, pair, other)
+                fitted, done = fit_replies(whole, self.replies, length=self.length, policy=self.over_long, key=item.key)
+                policy += done
+                if fitted is not None:
+                    kept.append(Document(key=item.key, encoded=fitted.document(), uncut=len(whole)))
+                    judgements += pair.chosen is None or pair.rejected is None
+                    no_mismatch += self.mismatched and other is None
+            documents += kept
+            counts[ability] = {
+                "records": len(mine), **asdict(policy), "judgements": judgements, "no_mismatch": no_mismatch,
+                **_totals([document.encoded for document in kept]),
+            }  # fmt: skip
+        return documents, counts
+
+    def _encode(self, tokenizer: Tokenizer, item: Item, pair: Pair, other: str | None) -> Branched:
+        try:
+            return encode_replies(self.template, tokenizer, pair, mismatched=other)
+        except UserError as error:
+            place = f" of {item.place}" if item.place else ""
+            raise UserError(f"pair {item.key}{place}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +159,28 @@ class TrainRecords:
             for record in loaded.records:
                 place = f"{record.source} idx {record.idx}" if record.idx is not None else record.source
                 yield Item(ability=ability, key=f"{ability}/{record.id}", content=record.messages, place=place)
+
+    def notes(self) -> dict[str, dict[str, int]]:
+        return {ability: {"rejected": count} for ability, count in self.rejected.items()}
+
+
+class PairItems:
+    """The pairs of a source's split as items with keys 'ability/id', ability by ability and each in file order.
+
+    `rejected` counts the rows that gave no pair, of the abilities that have been gone through.
+    """
+
+    def __init__(self, source: Source, split: str) -> None:
+        self._source = source
+        self._split = split
+        self.rejected: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[Item]:
+        for ability in self._source.paired():
+            loaded = self._source.pairs(ability, self._split)
+            self.rejected[ability] = len(loaded.rejected)
+            for pair in loaded.pairs:
+                yield Item(ability=ability, key=f"{ability}/{pair.id}", content=pair, place=pair.source)
 
     def notes(self) -> dict[str, dict[str, int]]:
         return {ability: {"rejected": count} for ability, count in self.rejected.items()}

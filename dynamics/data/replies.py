@@ -239,8 +239,8 @@ def _levelled(sizes: list[int], room: int) -> list[int]:
 def mismatched_replies(pairs: Sequence[Pair]) -> list[str | None]:
     """For each pair a reply of the next pair that has another prompt, cyclically; None where all prompts are one.
 
-    Chosen and rejected by turns, or the one that there is. Like TRL's and the paper's, it is a reply of the data to
-    another prompt; theirs is that of the next example of a batch, whatever its prompt, and changes with the batches.
+    Chosen and rejected by turns, or the one that there is. TRL takes the reply of the neighboring example of a batch,
+    whatever its prompt: two judgements of one prompt beside each other then mismatch nothing.
 
     Source: Ethayarajh et al. 2024, "KTO", section 4.2 (the estimate of z0).
     """

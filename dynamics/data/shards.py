@@ -1,6 +1,6 @@
 """One shard of a token store: an ArrayRecord file of documents, and the small file beside it while a store is made.
 
-    record   one document: uint32 little-endian, id | trained << 31
+    record   one document: uint32 little-endian, id | branch << 28 | trained << 31
     lengths  int32 [documents, 3]: tokens, trained targets, tokens before a length policy cut it
 
 The same documents give the same bytes on every machine and with any number of workers.
@@ -23,6 +23,9 @@ from dynamics.data.template import Encoded
 from dynamics.errors import UserError
 
 TRAINED = np.uint32(1 << 31)
+BRANCH_SHIFT = np.uint32(28)
+BRANCHES = 8  # that three bits tell apart; a document without branches has 0 everywhere
+IDS = np.uint32((1 << 28) - 1)  # the bits of an id
 _CHUNK = 1 << 22
 
 
@@ -53,8 +56,7 @@ def write_shard(path: Path, documents: Sequence[Document], *, counts: dict[str, 
     for document in documents:
         if not document.key or "\n" in document.key:
             raise UserError(f"the key {document.key!r} of a document is empty or has a line break; use distinct ids")
-        if not len(document.encoded):
-            raise UserError(f"document {document.key} has no token; leave it out, and count it")
+        _check_document(document)
     if not documents:
         return Shard(keys=[], lengths=[], bytes=0, xxh3="", counts=counts or {})
     unfinished = _unfinished(path)
@@ -75,9 +77,27 @@ def write_shard(path: Path, documents: Sequence[Document], *, counts: dict[str, 
     )
 
 
+def _check_document(document: Document) -> None:
+    encoded = document.encoded
+    if not len(encoded):
+        raise UserError(f"document {document.key} has no token; leave it out, and count it")
+    least, most = int(encoded.tokens.min()), int(encoded.tokens.max())
+    if least < 0 or most > IDS:
+        raise UserError(
+            f"document {document.key} has the id {most if most > IDS else least}; a token store holds ids from 0 to "
+            f"{IDS}, so use a smaller vocabulary"
+        )
+    if encoded.branches is not None:
+        branches = set(np.unique(encoded.branches).tolist())
+        assert branches <= set(range(BRANCHES)), f"document {document.key} has the branches {branches}"
+
+
 def stored(document: Encoded) -> bytes:
     """The bytes of a document's record."""
-    return (document.tokens.astype("<u4") | (document.trained.astype("<u4") << np.uint32(31))).tobytes()
+    values = document.tokens.astype("<u4") | (document.trained.astype("<u4") << np.uint32(31))
+    if document.branches is not None:
+        values |= document.branches.astype("<u4") << BRANCH_SHIFT
+    return values.tobytes()
 
 
 def read_shard(path: Path) -> UInt32[np.ndarray, " tokens"]:

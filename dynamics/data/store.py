@@ -14,15 +14,19 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
-from jaxtyping import Bool, Int32, Int64, UInt32
+from jaxtyping import Bool, Int8, Int32, Int64, UInt32
 
 from dynamics.data.shards import (
+    BRANCH_SHIFT,
+    BRANCHES,
+    IDS,
     TRAINED,
     Document,
     Shard,
@@ -41,6 +45,7 @@ DOCUMENTS_PER_SHARD = 4096  # about a second of one core's tokenising, and 3 MB
 _FORMAT = 2
 _IN_MEMORY = 1 << 30  # bytes of ids up to which a store is read once and kept
 _MOST_OPEN = 256  # shards whose files are held open
+_COUNTED = 4096  # documents whose branches are counted at a time
 
 
 class Empty(UserError):
@@ -140,12 +145,37 @@ class TokenStore:
         self, documents: Int64[np.ndarray, " documents"]
     ) -> tuple[Int32[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]:
         """(ids, trained?) of these documents, one after another in the order asked for."""
-        values = self._from_disk(documents) if self._values is None else self._values[self._places(documents)]
-        return (values & ~TRAINED).astype(np.int32), values >= TRAINED
+        values = self._read(documents)
+        return (values & IDS).astype(np.int32), values >= TRAINED
+
+    def read_branches(self, documents: Int64[np.ndarray, " documents"]) -> Int8[np.ndarray, " tokens"]:
+        """The branch of each id that `read` gives: 0 of a prompt and of a document without replies."""
+        return _branches(self._read(documents))
+
+    def read_replies(
+        self, documents: Int64[np.ndarray, " documents"]
+    ) -> tuple[Int32[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"], Int8[np.ndarray, " tokens"]]:
+        """(ids, trained?, branches): both at the price of one."""
+        values = self._read(documents)
+        return (values & IDS).astype(np.int32), values >= TRAINED, _branches(values)
+
+    @cached_property
+    def branch_lengths(self) -> Int32[np.ndarray, "documents branches"]:
+        """Tokens of each branch of every document: column 0 is the prompt. Reads the whole store, once."""
+        lengths = np.zeros((len(self), BRANCHES), dtype=np.int32)
+        for start in range(0, len(self), _COUNTED):
+            some = np.arange(start, min(start + _COUNTED, len(self)))
+            of = np.repeat(np.arange(len(some)), self.num_tokens[some])
+            counts = np.bincount(of * BRANCHES + self.read_branches(some), minlength=len(some) * BRANCHES)
+            lengths[some] = counts.reshape(len(some), BRANCHES)
+        return lengths
 
     def document(self, index: int) -> Encoded:
-        tokens, trained = self.read(np.array([index], dtype=np.int64))
-        return Encoded(tokens=tokens, trained=trained)
+        tokens, trained, branches = self.read_replies(np.array([index], dtype=np.int64))
+        return Encoded(tokens=tokens, trained=trained, branches=branches if branches.any() else None)
+
+    def _read(self, documents: Int64[np.ndarray, " documents"]) -> UInt32[np.ndarray, " tokens"]:
+        return self._from_disk(documents) if self._values is None else self._values[self._places(documents)]
 
     def _places(self, documents: Int64[np.ndarray, " documents"]) -> Int64[np.ndarray, " tokens"]:
         sizes = self.num_tokens[documents].astype(np.int64)
@@ -185,6 +215,10 @@ class TokenStore:
                 self._readers.pop(next(iter(self._readers))).close()
             self._readers[shard] = open_shard(self.shards[shard])
         return self._readers[shard]
+
+
+def _branches(values: UInt32[np.ndarray, " tokens"]) -> Int8[np.ndarray, " tokens"]:
+    return ((values >> BRANCH_SHIFT) & np.uint32(BRANCHES - 1)).astype(np.int8)
 
 
 def finish(

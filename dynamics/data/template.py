@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int8, Int32
 
 from dynamics.data.tokenizer import SPECIALS, Tokenizer
 from dynamics.errors import UserError
@@ -306,10 +306,15 @@ def tokenizer_specials(template: Template) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Encoded:
-    """The ids of a conversation and which of them are trained on as targets."""
+    """The ids of a conversation and which of them are trained on as targets.
+
+    `branches` is there for a prompt with several replies, which follow one after another: 0 is the prompt, 1 and more
+    the reply that an id belongs to (see `replies.py`).
+    """
 
     tokens: Int32[np.ndarray, " length"]
     trained: Bool[np.ndarray, " length"]
+    branches: Int8[np.ndarray, " length"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
