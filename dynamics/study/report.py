@@ -21,6 +21,8 @@ from dynamics.study import (
     figures,
     findings,
     mixtures,
+    preference_figures,
+    preference_tables,
     tables,
     words,
 )
@@ -30,6 +32,7 @@ from dynamics.study.curves import MEANS, OVERALL, Bootstrap, Growth, analyze
 from dynamics.study.effects import AXES, Effect
 from dynamics.study.gather import volume_of
 from dynamics.study.mixtures import Mixtures
+from dynamics.study.preference_tables import PreferenceRow
 
 _TEMPLATE = "report.html.jinja"
 _EMBED_LIMIT = 2_400_000  # bytes of figures inside the page; later ones stay beside it as files
@@ -54,12 +57,15 @@ def write_report(
     Raises UserError when no cell of a trained model is finished.
     """
     folder = Path(folder)
-    growths = analyze(results, bootstrap=bootstrap)
-    compared = contrasts(results, bootstrap=bootstrap)
-    mixed = mixtures.mixtures(results, bootstrap=bootstrap)
+    learned = preference_tables.preference_rows(results, bootstrap=bootstrap)
+    scored = [result for result in results if result["test"] or not learned]  # cells of pairs alone have no items
+    growths = analyze(scored, bootstrap=bootstrap) if scored or not learned else []
+    compared = contrasts(scored, bootstrap=bootstrap)
+    mixed = mixtures.mixtures(scored, bootstrap=bootstrap)
     asked = benchmark_rows(results, bootstrap=bootstrap)
-    chosen = effects.effects(results, bootstrap=bootstrap)
+    chosen = effects.effects(scored, bootstrap=bootstrap)
     rows = report_tables(results, growths) | comparison_rows(growths, compared, mixed, asked, chosen)
+    rows |= preference_tables.tables_of(learned)
     cells = cell_states(results, summary, growths)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "figures").mkdir(exist_ok=True)
@@ -82,19 +88,21 @@ def write_report(
             mixture_figures=_mixture_figures(mixed, page_figures),
             effects=[_effect_section(each, page_figures, number) for number, each in enumerate(chosen, 1)],
             benchmarks=_benchmark_section(asked, page_figures),
+            preferences=_preference_section(learned, page_figures),
             findings=[
+                *preference_tables.preference_findings(learned),
                 *effect_words.effect_findings(chosen),
-                *findings.findings(growths, compared, mixed, asked, apart=apart(results)),
+                *(findings.findings(growths, compared, mixed, asked, apart=apart(scored)) if growths else ()),
             ],
             other_headlines=[(growth.grid.variant, words.headlines(growth)) for growth in growths[1:] if growth.grows],
             files=[f"{name}.csv" for name in FILES if rows[name]],
-            caveats=words.caveats(growths, cells),
+            caveats=words.caveats(growths, cells, seeds=max((row.num_seeds for row in learned), default=0)),
             cells=cells,
             rows=rows,
             wait_share=tables.wait_share(results),
             axes=axes_of(results),
-            random=growths[0].random,
-            bootstrap=growths[0].bootstrap,
+            random=growths[0].random if growths else {},
+            bootstrap=bootstrap or Bootstrap(),
             settings=json.dumps(tables.plain(summary.get("settings")), indent=2, ensure_ascii=False),
         )
     )
@@ -105,7 +113,7 @@ def write_report(
 
 FILES = (
     "results", "points", "sensitivity", "laws", "transfer", "gaps", "exchange", "late", "mixtures", "effects",
-    "benchmarks", "published",
+    "benchmarks", "published", "preferences", "preference_curve",
 )  # fmt: skip
 
 
@@ -265,6 +273,29 @@ def _effect_section(effect: Effect, page: _Figures, number: int) -> dict[str, An
     return {"effect": effect, "name": AXES[effect.axis], "figure": drawn}
 
 
+def _preference_section(rows: Sequence[PreferenceRow], page: _Figures) -> dict[str, Any] | None:
+    """Figures by size, and a table for each lane."""
+    if not rows:
+        return None
+    lanes = list(dict.fromkeys(row.lane for row in rows))
+    caption = (
+        "Valid pairs. Line: mean over seeds; band: from the lowest to the highest seed; the first reading is the model "
+        "before training. A margin may grow although the chosen reply becomes less likely: the right panels say so."
+    )
+    drawn = []
+    for number, size in enumerate(sizes := list(dict.fromkeys(lane.size for lane in lanes)), 1):
+        here = [lane for lane in lanes if lane.size == size]
+        for name, title, figure in preference_figures.preference_figures(here):
+            drawn.append(
+                page.draw(f"{name}-{number}", figure, f"{title}: size {size}" if sizes[1:] else title, caption)
+            )
+    return {
+        "figures": drawn,
+        "groups": [(preference_tables.lane_title(lane), [row for row in rows if row.lane is lane]) for lane in lanes],
+        "tied": any(row["accuracy_before"].value in (0.0, 0.5) for row in rows),
+    }
+
+
 def _benchmark_section(asked: Sequence[BenchmarkRow], page: _Figures) -> dict[str, Any] | None:
     if not asked:
         return None
@@ -357,6 +388,8 @@ def _environment() -> jinja2.Environment:
         score_text=words.score_text,
         interval_text=words.interval_text,
         outcome=comparison_tables.outcome,
+        plain_text=preference_tables.plain_text,
+        signed_text=preference_tables.signed_text,
         OVERALL=OVERALL,
         MEANS=MEANS,
     )

@@ -140,15 +140,15 @@ def duration(seconds: int | float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def caveats(growths: Sequence[Growth], cells: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before believing the numbers."""
+def caveats(growths: Sequence[Growth], cells: Mapping[str, Any], *, seeds: int = 0) -> list[str]:
+    """What a reader must know before believing the numbers. `seeds`: the most behind a number that no growth has."""
     said = []
     if cells["absent"]:
         said.append(
             f"The study is incomplete: {len(cells['absent'])} of {cells['planned']} cells have no result. "
             "Points rest on the seeds that are there; n is given where it differs."
         )
-    seeds = max(len(growth.grid.seeds) for growth in growths)
+    seeds = max(seeds, *(len(growth.grid.seeds) for growth in growths)) if growths else seeds
     if seeds == 1:
         said.append("One seed only: intervals cover the choice of test items, not the randomness of training.")
     elif seeds == 2:
@@ -157,6 +157,6 @@ def caveats(growths: Sequence[Growth], cells: Mapping[str, Any]) -> list[str]:
         said.append(
             "Volume 0 is the base model before instruction tuning, one per size: its interval covers items only."
         )
-    if all(len(growth.grid.sizes) == 1 for growth in growths):
+    if growths and all(len(growth.grid.sizes) == 1 for growth in growths):
         said.append("One size only: there is no size figure and no size sensitivity.")
     return said
