@@ -15,6 +15,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
 def cpu_seconds() -> float:
@@ -23,25 +24,35 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
+class Meter:
+    """Wall time and CPU time since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), cpu_seconds()
+
+    def read(self) -> dict[str, float]:
+        return {"wall_s": time.perf_counter() - self._wall, "cpu_s": cpu_seconds() - self._cpu}
+
+
 class Line:
     """The peer's end of the line. Whatever else the process prints goes to its standard error."""
 
     def __init__(self) -> None:
         self._answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
-        self._wall = self._cpu = 0.0
+        self._meter = Meter()
 
     def wait(self) -> bool:
         """Whether another step is wanted; starts the clocks."""
         wanted = sys.stdin.readline().strip() == "step"
-        self._wall, self._cpu = time.perf_counter(), cpu_seconds()
+        self._meter = Meter()
         return wanted
 
-    def report(self, *, tokens: int, loss: float, **more: float) -> None:
+    def report(self, *, tokens: int, loss: float, **more: Any) -> None:
         """Stop the clocks and answer. `tokens` are the step's tokens without padding; `loss` is in nats."""
-        wall, cpu = time.perf_counter() - self._wall, cpu_seconds() - self._cpu
+        times = self._meter.read()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        answer = {"wall_s": wall, "cpu_s": cpu, "tokens": tokens, "loss": loss, "peak_memory_mb": peak, **more}
+        answer = {**times, "tokens": tokens, "loss": loss, "peak_memory_mb": peak, **more}
         print(json.dumps(answer), file=self._answers)
 
 
