@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dynamics.errors import UserError
 from dynamics.pair import Pair, parse_pair
 from dynamics.record import RecordError, Turn
 
@@ -51,7 +52,83 @@ def test_the_id_is_of_the_content_alone():
     assert parse_pair(_ultra(chosen="bad", rejected="good"), where="f:1").id != one.id
 
 
-@pytest.mark.parametrize("row", [_ultra(source="s"), _sharegpt()])
+WHY = (Turn(role="user", content="Why?"),)
+_ASKED = [{"role": "user", "content": "Why?"}]
+_TALK = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?"
+
+
+def _said(text: str) -> list[dict]:
+    return [{"role": "assistant", "content": text}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "chosen": "good", "rejected": "bad"},
+        {"prompt": _ASKED, "chosen": "good", "rejected": "bad"},
+        {"prompt": _ASKED, "chosen": _said("good"), "rejected": _said("bad")},
+        {"prompt": _ASKED, "chosen": [*_ASKED, *_said("good")], "rejected": [*_ASKED, *_said("bad")]},
+        {"chosen": "\n\nHuman: Why?\n\nAssistant: good", "rejected": "\n\nHuman: Why?\n\nAssistant: bad"},
+        {"prompt": "\n\nHuman: Why?\n\nAssistant:", "chosen": " good", "rejected": " bad"},
+        {"chosen": [*_ASKED, *_said("good")], "rejected": [*_ASKED, *_said("bad")], "prompt": ""},
+    ],
+)
+def test_every_shape_gives_the_same_pair(row):
+    assert parse_pair(row, where="f:1") == Pair(prompt=WHY, chosen="good", rejected="bad")
+
+
+def test_ids_of_full_pairs_are_those_of_before_judgements():
+    assert parse_pair(_ultra(), where="f:1").id == "13494a0ea9747922"
+
+
+def test_a_dialogue_keeps_its_turns_and_its_texts_to_the_letter():
+    row = {side: f"{_TALK}\n\nAssistant: {side}\n\n of old\nHuman: no mark " for side in ("chosen", "rejected")}
+    pair = parse_pair(row, where="f:1")
+    assert [turn.content for turn in pair.prompt] == ["Hi", "Hello", "Why?"]
+    assert pair.chosen == "chosen\n\n of old\nHuman: no mark "
+
+
+def test_a_system_text_goes_before_a_plain_prompt():
+    pair = parse_pair({"system": "Be brief.", "prompt": "Why?", "chosen": "a", "rejected": "b"}, where="f:1")
+    assert pair.prompt == (Turn(role="system", content="Be brief."), *WHY)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "completion": "So."},
+        {"prompt": _ASKED, "completion": _said("So.")},
+        {"messages": [*_ASKED, *_said("So.")]},
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
+    ],
+)
+def test_a_judgement_has_one_side(row):
+    good, bad = (parse_pair({**row, "label": label}, where="f:1") for label in (True, False))
+    assert good == Pair(prompt=WHY, chosen="So.", rejected=None)
+    assert bad == Pair(prompt=WHY, chosen=None, rejected="So.")
+    assert good.id != bad.id
+    assert not good.is_full
+    with pytest.raises(RecordError, match="f:1: judges one reply; here every row has 'chosen' and 'rejected'"):
+        parse_pair({**row, "label": True}, where="f:1", both=True)
+
+
+def test_weights_are_read_and_change_no_id():
+    one, heavy = parse_pair(_ultra(), where="f:1"), parse_pair(_ultra(weight=2), where="f:1")
+    assert (one.weight, heavy.weight) == (1.0, 2.0)
+    assert one.id == heavy.id
+    assert parse_pair(_ultra(weight=None), where="f:1").weight == 1.0
+
+
+@pytest.mark.parametrize("sides", [{"chosen": None, "rejected": None}, {"chosen": "a", "rejected": "b", "weight": 0.0}])
+def test_what_is_no_pair_cannot_be_made(sides: dict):
+    with pytest.raises(UserError, match=r"neither a chosen nor a rejected reply|weight=0"):
+        Pair(prompt=WHY, **sides)
+
+
+_JUDGED = {"prompt": "Why?", "completion": "So.", "label": False, "weight": 0.25, "source": "s"}
+
+
+@pytest.mark.parametrize("row", [_ultra(source="s"), _sharegpt(), _ultra(weight=0.5), _JUDGED])
 def test_plain_data_gives_back_the_same_pair(row):
     pair = parse_pair(row, where="f:1")
     assert parse_pair(json.loads(json.dumps(pair.to_dict())), where="f:1") == pair
@@ -78,6 +155,30 @@ _BLANK = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": 
         (_sharegpt() | {"chosen": {"from": "gpt", "value": ""}}, "chosen.value is empty"),
         (_sharegpt() | {"rejected": "no"}, "rejected is 'no'; it must be an object"),
         (_sharegpt() | {"conversations": []}, "conversations must be a list with at least one turn"),
+        ({"prompt": "Why?", "completion": "So."}, "label is missing; it is true for a desirable reply"),
+        ({"prompt": "Why?", "completion": "So.", "label": 1}, "label is 1; it is true for a desirable reply"),
+        ({"prompt": "Why?", "label": True}, "completion is missing; it is the reply that 'label' judges"),
+        ({"prompt": "Why?", "completion": " ", "label": True}, "completion is empty"),
+        ({"completion": "So.", "label": True}, "prompt is missing; it is a text or a list of messages"),
+        ({"prompt": "", "completion": "So.", "label": True}, "prompt is empty; it is a text"),
+        (
+            {"prompt": _ASKED, "completion": [{"role": "user", "content": "x"}], "label": True},
+            "completion[0] is a turn",
+        ),
+        ({"prompt": "Why?", "completion": 3, "label": True}, "completion must be a text or a list of messages"),
+        ({"prompt": "Why?", "chosen": "good", "rejected": "good"}, "rejected is the chosen reply again"),
+        ({"prompt": "Why?", "chosen": "good", "rejected": ""}, "rejected is empty; write something"),
+        ({"prompt": " ", "chosen": "good", "rejected": "bad"}, "prompt is empty; write something"),
+        ({"chosen": "good", "rejected": "bad"}, 'chosen is a text without a prompt; add "prompt"'),
+        ({"chosen": f"{_TALK}\n\nHuman: Oh", "rejected": "x"}, "chosen[3] is a turn of the user"),
+        ({"chosen": f"{_TALK}\n\nAssistant: a", "rejected": f"{_TALK}\n\nAssistant: "}, "rejected[3].content is empty"),
+        (_ultra() | {"prompt": [{"role": "user", "content": "What?"}]}, "prompt is not what stands before the reply"),
+        (_ultra(weight=0), "weight is 0; it must be a finite number above 0"),
+        (_ultra(weight=-1.5), "weight is -1.5; it must be a finite number above 0"),
+        (_ultra(weight=True), "weight is true; it must be a finite number above 0"),
+        (_ultra(weight=float("inf")), "weight is Infinity; it must be a finite number above 0"),
+        (_ultra(weight="2"), 'weight is "2"; it must be a finite number above 0'),
+        (_ultra(weights=[1, 2]), "weights is no field of a pair; did you mean 'weight'? rename it"),
         (
             _sharegpt() | {"rejected": {"from": "human", "value": "x"}},
             "rejected is a turn of the user; expected: assistant",
