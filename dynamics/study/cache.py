@@ -23,12 +23,12 @@ def from_cache(path: Path, *, make: Callable[[], None], read: Callable[[], T]) -
         try:
             return read()
         except UserError as damage:
-            _set_aside(path, str(damage))
+            set_aside(path, str(damage))
     make()
     return read()
 
 
-def _set_aside(path: Path, reason: str) -> None:
+def set_aside(path: Path, reason: str) -> None:
     number = next(n for n in range(1, 10_000) if not path.with_name(f"damaged-{n}-{path.name}").exists())
     target = path.with_name(f"damaged-{number}-{path.name}")
     os.replace(path, target)

@@ -154,7 +154,7 @@ def _arrays(ability: str, lanes: Sequence[Lane], seeds: Sequence[int]) -> tuple[
     ids = sorted({id for lane in lanes for cell in lane.cells for id in _test(cell).get(ability, {"ids": ()})["ids"]})
     column = {id: index for index, id in enumerate(ids)}
     fields = ("count", "loss", "accuracy", "margin", "kl", "chosen_logprob", "rejected_logprob")
-    names = [*fields, *(f"{name}_before" for name in fields)]
+    names = ["weight", *fields, *(f"{name}_before" for name in fields)]
     arrays = {name: np.full((len(seeds), 1, len(lanes), len(ids)), np.nan) for name in names}
     for index, lane in enumerate(lanes):
         for cell in lane.cells:
@@ -162,6 +162,7 @@ def _arrays(ability: str, lanes: Sequence[Lane], seeds: Sequence[int]) -> tuple[
             if told is None:
                 continue
             place = (seeds.index(cell["coords"]["seed"]), 0, index, [column[id] for id in told["ids"]])
+            arrays["weight"][place] = told["weight"]
             for name in fields:
                 arrays[name][place] = np.asarray(told["after"][name], dtype=float)
                 arrays[f"{name}_before"][place] = np.asarray(told["before"][name], dtype=float)
@@ -173,9 +174,8 @@ def _replicates(
 ) -> dict[str, Float[np.ndarray, "reps lanes"]]:
     """Every quantity of every lane, estimate first, then bootstrap draws."""
 
-    def mean(top: np.ndarray, bottom: np.ndarray | None = None) -> np.ndarray:
-        bottom = np.ones_like(top) if bottom is None else bottom
-        return replicate(top, bottom, seeds=seeds, items=items)[:, 0]
+    def mean(values: np.ndarray, weights: np.ndarray = arrays["weight"]) -> np.ndarray:
+        return replicate(values * weights, weights, seeds=seeds, items=items)[:, 0]
 
     found = {}
     for when in ("", "_before"):

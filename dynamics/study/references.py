@@ -1,0 +1,215 @@
+"""Log-probabilities of replies under the model that a run starts from: computed once, kept in the cache.
+
+    references/<key>/about.json       what decides the numbers, for a reader
+    references/<key>/part-00000.npz   documents of the store and their sums, with a digest beside it
+    references/<key>.lock             held by the process that computes; the others wait and then find the parts
+
+The key is of everything that decides a number: the first parameters, the store (its data, template, tokenizer, lengths
+and cuts), the layout of pairs in rows, and the types. A part holds whole batches and is written at once, so a pass that
+was interrupted, or killed, goes on with the batch after its last part. As packing keeps the order, the batches that are
+left are the same ones, and the numbers are those of an unbroken pass to the last bit. Runs on other slices of one store
+share the key: what a smaller volume has computed, a larger one reads. Then a document may have stood in other company,
+which moves its sum by float rounding.
+"""
+
+import contextlib
+import dataclasses
+import io
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Float32, Int64
+
+from dynamics import config
+from dynamics.data.pair_batches import PairBatches
+from dynamics.data.preparation import Progress
+from dynamics.data.store import TokenStore
+from dynamics.errors import UserError
+from dynamics.eval.preferences import pair_shape, score_pairs
+from dynamics.study.cache import read_sealed, set_aside, write_sealed
+from dynamics.study.folder import wait_for, write_json
+from dynamics.study.prepare import Workspace
+from dynamics.study.run import Run, start_identity
+from dynamics.train.distributed import agree, barrier, check_shared, is_lead, several
+
+Report = Callable[[Progress], None]
+
+_SAVE_EVERY = 10.0  # seconds of work that a killed pass may lose
+
+
+def references(
+    run: Run,
+    store: TokenStore,
+    keys: Sequence[str],
+    workspace: Workspace,
+    model: Callable[[], Any],
+    mesh: Mesh | None = None,
+    report: Report = lambda progress: None,
+    *,
+    save_every: float = _SAVE_EVERY,
+) -> Float32[np.ndarray, "documents sides"]:
+    """Sums over the tokens of each reply in nats, of every document of the store; NaN where it was not asked for.
+
+    Sides are (chosen, rejected) and, in a store with them, the mismatched reply; one that a pair lacks has the sum 0.
+    `model` is called only if some document of `keys` is not in the cache, and what it gives is not kept.
+    """
+    wanted = np.unique(store.indices(keys))
+    cache = _Cache(folder=references_folder(run, store, workspace), store=store, sides=num_sides(run))
+    if several():
+        check_shared(cache.folder.parent)
+    with wait_for(cache.folder.with_suffix(".lock")) if is_lead() else contextlib.nullcontext():
+        if is_lead():
+            cache.check()
+        barrier("references")  # what is damaged is gone before the others look
+        known = cache.read()
+        missing = wanted[np.isnan(known[wanted]).any(axis=1)]
+        _check_together(missing)
+        if len(missing):
+            if is_lead():
+                cache.describe(references_identity(run, store))
+            known = _compute(run, cache, known, wanted, missing, model(), mesh, report, save_every)
+    found = np.full_like(known, np.nan)
+    found[wanted] = known[wanted]
+    return found
+
+
+def references_identity(run: Run, store: TokenStore) -> dict[str, Any]:
+    """Everything that decides the sums. Adapters have no part in them, but for the type the frozen model is kept in."""
+    shape = run.shape()
+    frozen = "same" if run.adapter is None else run.adapter.base_dtype
+    return {
+        "start": start_identity(run) | ({} if frozen == "same" else {"frozen": frozen}),
+        "store": store.fingerprint,
+        "template": config.to_plain(run.template),
+        "length": run.batch.length,
+        "replies": config.to_plain(run.replies),
+        "sides": num_sides(run),
+        "of": "sum",
+        "dtypes": [str(shape.param_dtype), str(shape.compute_dtype)],
+    }
+
+
+def references_folder(run: Run, store: TokenStore, workspace: Workspace) -> Path:
+    return workspace.folder / "references" / config.fingerprint(references_identity(run, store))
+
+
+def num_sides(run: Run) -> int:
+    """Replies of a pair that the run's objective reads: 3 where it also takes one to another prompt."""
+    return 3 if getattr(run.objective, "needs_mismatched", False) else 2
+
+
+def _check_together(missing: Int64[np.ndarray, " documents"]) -> None:
+    told = config.fingerprint(missing.tolist())
+    if agree(told) != told:
+        raise UserError(
+            f"{len(missing)} reference log-probabilities are missing here and others in process 0: the processes see "
+            "other data or other cache folders; give all of them the same"
+        )
+
+
+def _compute(
+    run: Run,
+    cache: "_Cache",
+    known: Float32[np.ndarray, "documents sides"],
+    wanted: Int64[np.ndarray, " documents"],
+    missing: Int64[np.ndarray, " documents"],
+    model: Any,
+    mesh: Mesh | None,
+    report: Report,
+    save_every: float,
+) -> Float32[np.ndarray, "documents sides"]:
+    """`known` with the missing sums, which are written as they come; whatever ends the pass, what is done is kept."""
+    whole, rest = (pair_batches(run, cache.store, documents) for documents in (wanted, missing))
+    # The program of an unbroken pass, whatever is left of it: other shapes could round otherwise.
+    shape = pair_shape(whole, mesh=mesh)
+    pending: list[tuple[np.ndarray, np.ndarray]] = []
+    saved, done = time.monotonic(), len(wanted) - len(missing)
+    try:
+        for places, sums in score_pairs(model, rest, shape, mesh=mesh):
+            documents = rest.documents[places.start : places.stop]
+            _check_numbers(sums)
+            known[documents] = sums
+            pending.append((documents, sums))
+            done += len(documents)
+            report(Progress(done=done, total=len(wanted), found=len(wanted) - len(missing)))
+            if time.monotonic() - saved >= save_every:
+                cache.write(pending)
+                saved = time.monotonic()
+    finally:
+        cache.write(pending)
+    return known
+
+
+def _check_numbers(sums: Float32[np.ndarray, "pairs sides"]) -> None:
+    if not np.isfinite(sums).all():
+        raise UserError(
+            "the model that the run starts from gives some reply no finite log-probability; check its weights, and the "
+            "types it computes in"
+        )
+
+
+def pair_batches(run: Run, store: TokenStore, documents: Int64[np.ndarray, " documents"]) -> PairBatches:
+    """These documents in their order, in batches of the size that a micro-batch of the run has."""
+    keys = [store.keys[index] for index in documents]
+    return PairBatches.build(
+        store, [keys], rows=run.batch.rows // run.batch.micro, length=run.batch.length,
+        shared_prompt=run.replies.shared_prompt,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Cache:
+    """The parts in a folder. Only the lead writes, with the lock held."""
+
+    folder: Path
+    store: TokenStore
+    sides: int
+
+    def parts(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.npz"))
+
+    def describe(self, identity: dict[str, Any]) -> None:
+        if not (self.folder / "about.json").exists():
+            write_json(self.folder / "about.json", {"identity": identity, "unit": "nats, summed over a reply's tokens"})
+
+    def check(self) -> None:
+        """Set aside every part that is damaged, and say so: its documents are computed again."""
+        for path in self.parts():
+            try:
+                self._load(path)
+            except UserError as damage:
+                set_aside(path, str(damage))
+
+    def read(self) -> Float32[np.ndarray, "documents sides"]:
+        """The sums of all documents of the store; NaN where no part has them."""
+        known = np.full((len(self.store), self.sides), np.nan, np.float32)
+        for path in self.parts():
+            documents, sums = self._load(path)
+            known[documents] = sums
+        return known
+
+    def write(self, pending: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """A new part of what is pending, which is then empty."""
+        if pending and is_lead():
+            numbers = [int(path.stem.removeprefix("part-")) for path in self.parts()]
+            buffer = io.BytesIO()
+            documents, sums = (np.concatenate(each) for each in zip(*pending, strict=True))
+            np.savez(buffer, documents=documents.astype(np.int64), sums=sums.astype(np.float32))
+            write_sealed(self.folder / f"part-{max(numbers, default=-1) + 1:05d}.npz", buffer.getvalue())
+        pending.clear()
+
+    def _load(self, path: Path) -> tuple[Int64[np.ndarray, " documents"], Float[np.ndarray, "documents sides"]]:
+        try:
+            with np.load(io.BytesIO(read_sealed(path))) as saved:
+                documents, sums = saved["documents"], saved["sums"]
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is no part of reference log-probabilities ({error})") from error
+        fits = documents.ndim == 1 and sums.shape == (len(documents), self.sides) and np.isfinite(sums).all()
+        if not fits or (documents.size and not 0 <= documents.min() <= documents.max() < len(self.store)):
+            raise UserError(f"{path} holds other documents than its store has")
+        return documents, sums
