@@ -23,7 +23,8 @@ from dynamics.study.cache import from_cache
 from dynamics.study.course import device_batches, plan_course
 from dynamics.study.folder import wait_for, write_json
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Base, Budget, Run, base_identity, weights_folder
+from dynamics.study.run import After, Base, Budget, Run, base_identity, weights_folder
+from dynamics.study.stage import parameters_folder
 from dynamics.train.checkpoint import load_params, save_params
 from dynamics.train.distributed import agree, check_mesh, check_shared, is_lead, placed, row_shards_here, several
 from dynamics.train.loop import train
@@ -78,8 +79,11 @@ def _copied(params: Any) -> Any:
 def first_model(run: Run, shape: LlamaConfig, workspace: Workspace, report: Report, mesh: Mesh | None) -> Any:
     """The model a run starts from, on its devices and its own to give away.
 
-    A folder of weights is read straight to where its parts belong; everything else passes through the host.
+    A folder of weights, and what another run ended with, are read straight to where their parts belong; everything
+    else passes through the host.
     """
+    if isinstance(run.base, After):
+        return load_model_parameters(parameters_folder(run, workspace), shape, mesh)
     folder = weights_folder(run)
     if folder is not None and is_model_folder(folder):
         _verify_once(folder, workspace)

@@ -20,6 +20,7 @@ from dynamics.model.sharding import MeshShape
 from dynamics.study.folder import StudyFolder, read_json, write_json
 from dynamics.study.grid import Cell, Study
 from dynamics.study.progress import OnProgress, Running, View, label
+from dynamics.study.run import is_preference
 from dynamics.study.schedule import Job, Schedule, Work, seconds_left
 from dynamics.study.workers import Tell, Worker, WorkerDied, available_cores, worker_environment
 from dynamics.train.distributed import Terminated, agree, is_lead, several, stop_agreed
@@ -87,7 +88,7 @@ class Coordinator:
             self._show("preparing data")
             jobs = self._plan(todo)
             if self.way == "vmap":
-                schedule = Schedule([job for job in jobs if job.kind == "base"])
+                schedule = Schedule([job for job in jobs if job.kind != "cell"])
                 self._run_here(schedule)
                 jobs = self._run_populations(jobs)
             schedule = Schedule(jobs)
@@ -120,7 +121,7 @@ class Coordinator:
 
     def _plan(self, todo: Sequence[Cell]) -> list[Job]:
         """Prepare what all cells share, write study.json, and make the jobs."""
-        from dynamics.study.jobs import base_job, cell_job
+        from dynamics.study.jobs import cell_job, needed_jobs
         from dynamics.study.prepare import check_volumes
 
         check_volumes(todo, self.workspace)
@@ -131,17 +132,21 @@ class Coordinator:
             job = cell_job(cell, self.home, self.workspace)
             entries.append({"id": cell.id, "coords": cell.coords | {"params": job.params}, "cost": job.cost})
             if cell.id in missing:
-                needed = base_job(cell, self.workspace)
-                if needed is not None:
-                    jobs.setdefault(needed.id, needed)
-                    job = dataclasses.replace(job, needs=needed.id)
+                needed = needed_jobs(cell.run, self.workspace, self.home)
+                for one in needed:
+                    jobs.setdefault(one.id, one)
+                if needed:
+                    job = dataclasses.replace(job, needs=needed[-1].id)
                 jobs[job.id] = job
                 self._note_work(job, 0.0, 0.0)
             else:
                 run = (self.home.cell(cell.id).scores() or {})["run"]
                 self._note_work(job, 1.0, run["train_seconds"] + run["eval_seconds"])
                 self._done.add(cell.id)
-        for job in jobs.values():
+        for job in list(jobs.values()):
+            stage = f"stage-{job.id}"  # the same run, which others start after: it is trained there and taken from it
+            if stage in jobs:
+                jobs[job.id] = dataclasses.replace(job, needs=stage)
             self._note_work(job, 0.0, 0.0)
         if is_lead():
             write_json(self.home.plan_file, plan_entry(self.study, entries, workers=self.num_lanes, way=self.way))
@@ -204,15 +209,21 @@ class Coordinator:
                 self._note_end(waiting[cell_id], end, float(end.get("seconds", 0.0)))
             self._show("")
 
+        alone = [cell for cell in cells if is_preference(cell.run)]
+        if alone:
+            told = f"{len(alone)} cells learn from preferences: trained one after another, not in one step"
+            self._messages.append(f"note: {told}")
         for group in groups(cells, self.workspace):
-            self._show(f"training {len(group)} cells in one step")
+            self._show(f"training {len(group)} cells in one step" if len(group) > 1 else "training a cell alone")
             run_population(group, self.home, self.workspace, report=report, ended=ended)
         return busy
 
     def _do(self, job: Job, schedule: Schedule, do: Do) -> None:
         """One job to its end, whichever it is."""
         if job.needs is not None and job.needs in self._failed:
-            end = {"state": "failed", "reason": f"its base model failed: {self._failed[job.needs]}", "traceback": ""}
+            kinds = {f"stage-{job.id}": "this run, trained for others,", "base": "its base model"}
+            what = kinds.get(job.needs) or kinds.get(job.needs.partition("-")[0]) or "the run it starts after"
+            end = {"state": "failed", "reason": f"{what} failed: {self._failed[job.needs]}", "traceback": ""}
             self._record_in_folder(job, end)
             self._note_end(job, end, 0.0)
             schedule.finish(job, "failed")
@@ -353,7 +364,9 @@ def keep_programs(cache: Path) -> None:
 
 
 def _words(job: Job) -> str:
-    return label(job.message["coords"]) if job.kind == "cell" else f"base model {job.size}"
+    if job.kind == "base":
+        return f"base model {job.size}"
+    return label(job.message["coords"]) + (" (others start after it)" if job.kind == "stage" else "")
 
 
 def _taken(schedule: Schedule) -> Iterator[Job]:

@@ -1,6 +1,7 @@
-"""What a worker does when it is told to: train a base model, run a cell, take timing steps."""
+"""What a worker does when it is told to: train a base model or a first stage, run a cell, take timing steps."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import time
@@ -18,13 +19,15 @@ from dynamics.study.cell import remove_checkpoints, train_cell
 from dynamics.study.folder import CellFolder, StudyFolder, write_json
 from dynamics.study.grid import Cell
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Base, Budget, Run, benchmarks_of, volumes
+from dynamics.study.run import After, Base, Budget, Run, benchmarks_of, volumes
 from dynamics.study.schedule import Job
+from dynamics.study.stage import adopt, is_ready, stage_cell, stage_folder
 from dynamics.study.workers import Tell
 from dynamics.train.distributed import agree, failed_everywhere, is_lead, several
 
 _BACKWARD = 3  # a training step costs about three forward passes
 _REPORT_EVERY = 1.0  # seconds
+_BUSY_PAUSE = 1.0  # seconds between two looks at a run that another process trains
 _QUESTION_TOKENS = 100  # of a benchmark's question or worked example, about
 
 _workspaces: dict[str, Workspace] = {}  # a worker's, by cache folder: it serves all of the worker's jobs
@@ -58,9 +61,25 @@ def cell_job(cell: Cell, home: StudyFolder, workspace: Workspace) -> Job:
     )  # fmt: skip
 
 
-def base_job(cell: Cell, workspace: Workspace) -> Job | None:
-    """The job of the base model that the cell starts from; None when it is there already or none is wanted."""
-    run = cell.run
+def needed_jobs(run: Run, workspace: Workspace, home: StudyFolder) -> list[Job]:
+    """The jobs that must be done before the run can start, each needing the one before it; what is there needs none.
+
+    `home` is the study that the run is of: one of its finished cells may be the run that this one starts after.
+    """
+    if not isinstance(run.base, After):
+        base = base_job(run, workspace)
+        return [] if base is None else [base]
+    if is_ready(run.base.run, workspace):
+        return []
+    before = needed_jobs(run.base.run, workspace, home)
+    cell = stage_cell(run.base.run, workspace)
+    job = dataclasses.replace(cell_job(cell, home, workspace), id=f"stage-{cell.id}", kind="stage")
+    message = {**job.message, "kind": "stage", "found": str(home.cell(cell.id).path)}
+    return [*before, dataclasses.replace(job, message=message, needs=before[-1].id if before else None)]
+
+
+def base_job(run: Run, workspace: Workspace) -> Job | None:
+    """The job of the base model that the run starts from; None when it is there already or none is wanted."""
     if base_is_ready(run, workspace):
         return None
     assert isinstance(run.base, Base)
@@ -129,15 +148,48 @@ def do_job(message: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         from dynamics.study.speedup import time_steps
 
         return {"state": "done", **time_steps(run, workspace, message["steps"])}
-    assert message["kind"] == "cell", message["kind"]
     cell = Cell(id=message["cell"], coords=dict(message["coords"]), run=run)
+    if message["kind"] == "stage":
+        end = run_stage(cell, workspace, report, found=CellFolder(Path(message["found"])))
+        return end | {"seconds": time.monotonic() - began}
+    assert message["kind"] == "cell", message["kind"]
     end = run_cell(cell, CellFolder(Path(message["folder"])), workspace, report)
     return end | {"seconds": time.monotonic() - began}
 
 
-def run_cell(cell: Cell, folder: CellFolder, workspace: Workspace, report: Callable[[float], None]) -> dict[str, Any]:
+def run_stage(
+    cell: Cell, workspace: Workspace, report: Callable[[float], None], *, found: CellFolder | None = None
+) -> dict[str, Any]:
+    """Run a cell of the cache, which other runs start after; taken from `found` where that has finished it."""
+    return run_cell(cell, stage_folder(cell.run, workspace), workspace, report, found=found)
+
+
+def make_stage(run: Run, workspace: Workspace, report: Callable[[float], None]) -> None:
+    """Train the run that this run starts after where it is missing, waiting while another process trains it.
+
+    Raises UserError with its reason where it fails.
+    """
+    if not isinstance(run.base, After) or agree(is_ready(run.base.run, workspace)):
+        return
+    cell = stage_cell(run.base.run, workspace)
+    while (end := run_stage(cell, workspace, report))["state"] == "busy":
+        time.sleep(_BUSY_PAUSE)
+    if end["state"] == "failed":
+        raise UserError(f"the run it starts after ({cell.id}) failed: {end['reason']}")
+
+
+def run_cell(
+    cell: Cell,
+    folder: CellFolder,
+    workspace: Workspace,
+    report: Callable[[float], None],
+    *,
+    found: CellFolder | None = None,
+) -> dict[str, Any]:
     """Claim the cell and run it, unless another process has it or has done it; a failure is written into its folder.
 
+    A run that the cache has finished for others to start after, or that `found` has, is taken from there. The run
+    that this one starts after is trained first where nobody has.
     Several processes that train together do so for one cell; an error that only some of them meet is raised.
     """
     with folder.claim() if is_lead() else contextlib.nullcontext(False) as mine:
@@ -145,7 +197,11 @@ def run_cell(cell: Cell, folder: CellFolder, workspace: Workspace, report: Calla
             return {"state": "busy"}
         if agree(folder.scores() is not None):
             return {"state": "done", "ran": False}
+        for one in (stage_folder(cell.run, workspace), found):
+            if one is not None and adopt(cell, folder, one):
+                return {"state": "done", "ran": False, "notes": [f"the same run is finished in {one.path}: taken"]}
         try:
+            make_stage(cell.run, workspace, report)
             scores = train_cell(cell, folder, workspace, report)
             if is_lead():
                 write_json(folder.scores_file, scores)

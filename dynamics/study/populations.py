@@ -1,7 +1,8 @@
 """Cells of one shape as a population: one compiled step trains them all, for accelerators and small models.
 
 Everything but the training step is a cell's own: its data, its evaluations, its log, its choice, its folder, its claim.
-Results equal those of cells run alone up to the rounding of differently ordered sums.
+Results equal those of cells run alone up to the rounding of differently ordered sums. Cells that learn from
+preferences are no members: each is run alone.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ from dynamics.study.folder import CellFolder, StudyFolder, write_json
 from dynamics.study.grid import Cell
 from dynamics.study.jobs import model_parameters, run_cell, write_failure
 from dynamics.study.prepare import Workspace
+from dynamics.study.run import is_preference
+from dynamics.study.stage import adopt, stage_folder
 from dynamics.train.log import Log
 from dynamics.train.population import Member, TrainedPopulation, make_population_step, train_population
 
@@ -34,6 +37,8 @@ def groups(cells: Sequence[Cell], workspace: Workspace) -> list[list[Cell]]:
     for cell in cells:
         run = cell.run
         parts = (workspace.model_shape(run), run.batch, run.optimizer, run.objective)
+        if is_preference(run):  # alone: its batches are of pairs, which no population step reads
+            parts = (*parts, cell.id)
         shapes.setdefault(config.fingerprint(parts), []).append(cell)
     populations = []
     for alike in shapes.values():
@@ -57,11 +62,11 @@ def run_population(
         members: list[tuple[Cell, CellFolder]] = []
         for cell in cells:
             folder = home.cell(cell.id)
-            if not cell.run.trains:
+            if not cell.run.trains or is_preference(cell.run):
                 ended(cell.id, run_cell(cell, folder, workspace, lambda fraction: None))
             elif not stack.enter_context(folder.claim()):
                 ended(cell.id, {"state": "busy"})
-            elif folder.scores() is not None:
+            elif folder.scores() is not None or adopt(cell, folder, stage_folder(cell.run, workspace)):
                 ended(cell.id, {"state": "done", "ran": False})
             else:
                 members.append((cell, folder))

@@ -8,28 +8,31 @@ from typing import Any, Literal
 
 End = Literal["done", "failed", "busy"]
 
+_KINDS = ("base", "stage", "cell")
 _BUSY_PAUSE = 1.0  # seconds before a job that another process holds is tried again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """Something a worker does: a cell, or a base model that cells need."""
+    """Something a worker does: a cell, or a base model or another run that cells start from."""
 
     id: str
-    kind: Literal["base", "cell"]
+    kind: Literal["base", "stage", "cell"]
     size: str
     cost: float  # parameters x tokens, in any unit that is the same for all jobs
     params: int
-    needs: str | None = None  # id of the base model's job
+    needs: str | None = None  # id of the job of what it starts from
     message: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what the worker is told
 
 
 def longest_first(jobs: Iterable[Job]) -> list[Job]:
-    """Base models, then sizes from large to small (each compiled once in a row), long cells of a size first.
+    """Base models, then runs that others start after, then cells: large sizes first, long ones of a size first.
+
+    A size comes in one row, so that each is compiled once.
 
     Long jobs at the start, so that the last minutes are filled by short ones and no core waits for a straggler.
     """
-    return sorted(jobs, key=lambda job: (job.kind != "base", -job.params, -job.cost, job.id))
+    return sorted(jobs, key=lambda job: (_KINDS.index(job.kind), -job.params, -job.cost, job.id))
 
 
 class Schedule:

@@ -14,13 +14,11 @@ from dynamics.model.sharding import MeshShape
 from dynamics.record import Record
 from dynamics.study.base import load_model_parameters, row_groups, run_mesh
 from dynamics.study.folder import CellFolder, read_json
-from dynamics.study.grid import Cell, coordinates
 from dynamics.study.jobs import run_cell
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Run, cell_id, source_fingerprint
+from dynamics.study.run import Run, source_fingerprint
+from dynamics.study.stage import stage_cell
 from dynamics.train.distributed import agree, is_lead
-
-CHECKPOINTS = 20  # about so many in a run that names no `checkpoint_every` of its own
 
 
 def train_run(
@@ -29,12 +27,11 @@ def train_run(
     """Train and evaluate a run in `folder`/<id>, going on from its newest checkpoint; returns its folder and scores.
 
     Lines of its source that gave no record are written to rejected.jsonl there. The parameters are kept, for
-    `score_run` and whoever uses the model. A run that is done is not run again.
+    `score_run` and whoever uses the model. A run that is done is not run again. The runs that it starts after are
+    trained first where the cache does not have them.
     Raises UserError when the run fails for a reason of the user's or another process has it.
     """
-    every = run.checkpoint_every or max(50, _expected_steps(run, workspace) // CHECKPOINTS)
-    run = dataclasses.replace(run, checkpoint_every=every, keep_parameters=True)
-    cell = Cell(id=cell_id(run), coords=coordinates(run), run=run)
+    cell = stage_cell(run, workspace)
     home = CellFolder(Path(folder) / cell.id)
     end = run_cell(cell, home, workspace, report)
     if end["state"] == "busy":
@@ -46,12 +43,6 @@ def train_run(
     scores = agree(home.scores())
     assert scores is not None, "a run that ended as done has scores"
     return home.path, scores
-
-
-def _expected_steps(run: Run, workspace: Workspace) -> int:
-    from dynamics.study.cell import plan_run
-
-    return plan_run(run, workspace)[0].steps if run.trains else 0
 
 
 def score_run(
