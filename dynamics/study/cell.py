@@ -32,6 +32,7 @@ from dynamics.study.base import (
 from dynamics.study.cell_benchmarks import read_benchmarks
 from dynamics.study.choice import by_ability, choose, curve_points, rule_text
 from dynamics.study.course import device_batches, plan_run, pool_counts
+from dynamics.study.difficulty import order_scores
 from dynamics.study.folder import CellFolder, write_json
 from dynamics.study.grid import Cell
 from dynamics.study.prepare import Workspace
@@ -75,7 +76,14 @@ class Training:
         self._reported = 0.0
         self._began = time.monotonic()
         self.course, self.slices = (
-            plan_run(run, workspace, row_parts=row_groups(self.mesh)) if run.trains else (None, None)
+            plan_run(
+                run,
+                workspace,
+                row_parts=row_groups(self.mesh),
+                scores=order_scores(run, workspace, mesh=self.mesh),
+            )
+            if run.trains
+            else (None, None)
         )
         if several():
             self._check_together()

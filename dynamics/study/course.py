@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from dynamics.data.batches import Batches, DeviceBatch, compact, trained_cap
-from dynamics.data.mixture import Mixture, Slices
+from dynamics.data.mixture import Mixture, Scores, Slices, document_key
 from dynamics.data.packing import fitted_rows
 from dynamics.data.store import TokenStore
 from dynamics.errors import UserError
+from dynamics.study.known_difficulty import known_scores, stand_in_scores
 from dynamics.study.prepare import Pool, Workspace
 from dynamics.study.run import Batch, Budget, Run, volumes
 
-EpochOrder = Callable[[int], Sequence[str]]  # epoch -> keys of the store, each document once
+EpochOrder = Callable[[int], Sequence[str]]  # epoch -> keys of the store; as many in every epoch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,14 +63,23 @@ def mixture_of(run: Run, counts: Mapping[str, int]) -> Mixture:
     )
 
 
-def plan_run(run: Run, workspace: Workspace, *, row_parts: int = 1) -> tuple[Course, Slices]:
-    """The slice of each ability, and the course through them. `row_parts`: in how many a mesh splits the rows."""
+def plan_run(
+    run: Run, workspace: Workspace, *, row_parts: int = 1, scores: Scores | None = None
+) -> tuple[Course, Slices]:
+    """The slice of each ability, and the course through them. `row_parts`: in how many a mesh splits the rows.
+
+    `scores` are the difficulties that an order asks for, from `order_scores`. Without them a plan costs no pass of a
+    model: where a model would have to say them, the course is of the right length but in some other order.
+    """
     pool = workspace.pool(run)
     mixture = mixture_of(run, {ability: len(set(ids)) for ability, ids in pool.ids.items()})
     slices = mixture.slices(pool.ids)
+    if scores is None and run.order.difficulty is not None:
+        keys = [document_key((ability, id)) for ability, ids in slices.groups.items() for id in ids]
+        scores = known_scores(run, keys, workspace) or stand_in_scores(run.order.difficulty, keys)
 
     def order(epoch: int) -> list[str]:
-        planned = mixture.order(slices.groups, seed=mixture.order_seed, epoch=epoch)
+        planned = mixture.order(slices.groups, seed=mixture.order_seed, epoch=epoch, scores=scores)
         return [f"{ability}/{id}" for ability, id in planned]
 
     return plan_course(pool.store, order, budget=run.budget, batch=run.batch, row_parts=row_parts), slices
