@@ -6,7 +6,7 @@ One row of 10, a pair whose prompt is 10 11 12, chosen 20 21, rejected 30 31 32,
     segments   = [ 1,  1,  1,  1,  1,  1,  1,  1,  0,  0]   the pair; 0 is padding
     branches   = [ 0,  0,  0,  1,  1,  2,  2,  2,  0,  0]   a reply sees the prompt and itself, not the other reply
     positions  = [ 0,  1,  2,  3,  4,  3,  4,  5,  0,  0]   go on from the prompt's end, each branch anew
-    predictor  = [ 0,  0,  1,  2,  3,  2,  5,  6,  0,  0]   both first tokens are predicted at the prompt's last
+    predictor  = [ 0,  0,  0,  2,  3,  2,  5,  6,  0,  0]   both first tokens are predicted at the prompt's last
     weights    = [ 0,  0,  0,  1,  1,  1,  1,  1,  0,  0]   these tokens are trained on
 
 and in a row of 11 its prompt not shared, which needs no branches of the model:

@@ -163,8 +163,6 @@ def fit_replies(
     pair: Branched, replies: Replies, *, length: int, policy: OverLong, key: str = ""
 ) -> tuple[Branched | None, ReplyCounts]:
     """A pair that fits a row of `length` tokens (see `Replies`), None where there is none, and what was done."""
-    if policy not in ("error", "truncate", "drop"):
-        raise UserError(f"the policy for over-long documents is {policy!r}; allowed: error, truncate, drop")
     problem = _problem(pair, replies, length)
     if problem is not None and policy == "error":
         raise UserError(
