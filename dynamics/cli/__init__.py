@@ -155,10 +155,12 @@ def _catalogue_commands(group: _Commands) -> None:
     show = _command(
         group, "show", "catalogue:show",
         "Show what a config would train on: abilities x volumes x tokens, and rows with the trained part marked; or "
-        "what a data set of the list holds: files, records, types, what is rejected and why, sample rows.",
-        "dynamics data show configs/practice.py --rows 2\n  dynamics data show conifer --data-dir data --rows 1",
+        "what a data set of the list, or a file or folder of preference pairs, holds: files, records, types, lengths, "
+        "what is rejected and why, sample rows.",
+        "dynamics data show configs/practice.py --rows 2\n  dynamics data show conifer --data-dir data --rows 1\n  "
+        "dynamics data show my_pairs.jsonl",
     )  # fmt: skip
-    _config(show, "study", also=", or a name of dynamics data list")
+    _config(show, "study", also=", a file or folder of pairs, or a name of dynamics data list")
     show.add_argument("--rows", type=int, default=1, help="samples for each ability, or of a benchmark (default: 1)")
     _json(show)
 

@@ -1,4 +1,7 @@
-"""`dynamics data list|fetch`, and `data show` of a catalogue name: what is published, get it, see what it holds."""
+"""`dynamics data list|fetch`, and `data show` of a catalogue name: what is published, get it, see what it holds.
+
+`data show` of a file or folder of preference pairs shows it in the same way.
+"""
 
 import argparse
 import collections
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 DATA_DIR = "data"  # where entries lie unless --data-dir says otherwise
 _SHOWN_CHARACTERS = 400
-_SHOWN_REJECTED = 20
+SHOWN_REJECTED = 20
 # What differs from row to row in a reason: [3], line 3, offset 1,234, 1,234 bytes. Names keep their digits (UTF-8).
 _POSITION = re.compile(
     r"(?<=\[)\d+(?=\])|(?<=\bline )\d+|(?<=\boffset )[\d,]+|(?<=\bcolumn )\d+|(?<=\bcharacter )\d+"
@@ -76,11 +79,18 @@ def fetch(options: argparse.Namespace) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
-    """What an entry holds; of anything that is no name of the catalogue, what a config would train on."""
+    """What an entry holds, or a file of preference pairs; of a config, what it would train on."""
     from dynamics.data.catalogue import CATALOGUE, entry
 
     names = [one.name for one in CATALOGUE]
-    if options.config not in names and (options.config.endswith(".py") or Path(options.config).exists()):
+    given = Path(options.config)
+    if options.config not in names and given.suffix != ".py" and given.exists():
+        from dynamics.cli.show_pairs import show as show_pairs
+
+        return show_pairs(options)
+    if options.config not in names and given.suffix not in ("", ".py"):
+        raise UserError(f"there is no file {given}; give a config, preference pairs or a name of dynamics data list")
+    if options.config not in names and given.suffix == ".py":
         from dynamics.cli.data import show as show_config
 
         return show_config(options)
@@ -171,6 +181,7 @@ def _questions_seen(one: "Entry", folder: Path, rows: int) -> dict[str, Any]:
 
 
 def _records_seen(one: "Entry", folder: Path, split: str, on_bad_record: str, rows: int) -> dict[str, Any]:
+    from dynamics.cli.pair_counts import PairCounts
     from dynamics.data.sources import Rejected
     from dynamics.pair import Pair
 
@@ -178,6 +189,7 @@ def _records_seen(one: "Entry", folder: Path, split: str, on_bad_record: str, ro
     types: collections.Counter[str] = collections.Counter()
     rejected: list[Rejected] = []
     samples: list[dict[str, Any]] = []
+    pairs = PairCounts()
     paths = one.found(folder, split)
     for ability, found in chain.from_iterable(_stream(one, path, on_bad_record) for path in paths):
         if isinstance(found, Rejected):
@@ -185,11 +197,13 @@ def _records_seen(one: "Entry", folder: Path, split: str, on_bad_record: str, ro
             counts[ability]["rejected"] += 1
             continue
         counts[ability]["records"] += 1
-        if not isinstance(found, Pair):
+        if isinstance(found, Pair):
+            pairs.add(found)
+        else:
             types[found.type] += 1
         if counts[ability]["records"] <= rows:
             samples.append(found.to_dict())
-    reasons = collections.Counter(_kind(row.reason) for row in rejected)
+    reasons = collections.Counter(kind_of_reason(row.reason) for row in rejected)
     return {
         "files": [path.name for path in paths],
         "records": sum(count["records"] for count in counts.values()),
@@ -198,9 +212,10 @@ def _records_seen(one: "Entry", folder: Path, split: str, on_bad_record: str, ro
         "types": dict(types.most_common()),
         "reasons": dict(reasons.most_common()),
         "rejected_rows": [
-            {"file": row.file, "line": row.line, "reason": row.reason} for row in rejected[:_SHOWN_REJECTED]
+            {"file": row.file, "line": row.line, "reason": row.reason} for row in rejected[:SHOWN_REJECTED]
         ],
         "samples": samples,
+        **({"pairs": pairs.summary()} if one.kind == "preferences" else {}),
     }
 
 
@@ -209,7 +224,7 @@ def _stream(one: "Entry", path: Path, on_bad_record: Any) -> Iterator[tuple[str,
     from dynamics.data import shapes
 
     if one.kind == "preferences":
-        for found in shapes.stream_pairs(path, on_bad_record=on_bad_record):
+        for found in shapes.stream_pairs(path, both=True, on_bad_record=on_bad_record):
             yield one.name, found
     elif one.shape is not None:
         ability = one.ability_of(path)
@@ -217,12 +232,14 @@ def _stream(one: "Entry", path: Path, on_bad_record: Any) -> Iterator[tuple[str,
             yield ability, found
 
 
-def _kind(reason: str) -> str:
+def kind_of_reason(reason: str) -> str:
     """A reason without what differs from row to row."""
     return _POSITION.sub("N", re.sub(r"'[^']*'", "'...'", reason.split(";")[0]))
 
 
 def _print_seen(one: "Entry", seen: dict[str, Any]) -> None:
+    from dynamics.cli.pair_counts import pair_lines
+
     print(f"{one.title}\n{seen['folder']}: {seen['checked']}\nlicence: {seen['licence']}")
     for split, part in seen["splits"].items():
         if one.kind == "benchmark":
@@ -233,6 +250,8 @@ def _print_seen(one: "Entry", seen: dict[str, Any]) -> None:
         for name, count in part["abilities"].items():
             bad = f", {count['rejected']:,} rejected" if count["rejected"] else ""
             print(f"  {name:18} {count['records']:>9,}{bad}")
+        for line in pair_lines(part["pairs"]) if "pairs" in part else ():
+            print(f"  {line}")
         kinds = ", ".join(f"{name or 'none'} {count:,}" for name, count in list(part["types"].items())[:12])
         if len(part["types"]) > 1:
             print(f"  types: {kinds}{', ...' if len(part['types']) > 12 else ''}")
@@ -241,7 +260,7 @@ def _print_seen(one: "Entry", seen: dict[str, Any]) -> None:
         for row in part["rejected_rows"][:3]:
             print(f"    {row['file']}:{row['line']}: {row['reason']}")
         for sample in part["samples"]:
-            _print_sample(sample)
+            print_sample(sample)
     if "asked" in seen:
         _print_asked(seen["asked"])
     if seen["absent"]:
@@ -258,13 +277,16 @@ def _print_asked(asked: dict[str, Any]) -> None:
             print(f"  {what}: {', '.join(names)}")
     for sample in asked["samples"]:
         gold = {"role": "gold", "content": sample["gold"]}
-        _print_sample({**sample, "messages": [*sample["messages"], gold]})
+        print_sample({**sample, "messages": [*sample["messages"], gold]})
 
 
-def _print_sample(sample: dict[str, Any]) -> None:
+def print_sample(sample: dict[str, Any]) -> None:
     if "chosen" in sample:
         turns = [*sample["chosen"][:-1], {"role": "chosen", "content": sample["chosen"][-1]["content"]},
                  {"role": "rejected", "content": sample["rejected"][-1]["content"]}]  # fmt: skip
+    elif "completion" in sample:
+        judged = "desirable" if sample["label"] else "undesirable"
+        turns = [*sample["prompt"], {"role": judged, "content": sample["completion"][-1]["content"]}]
     else:
         turns = sample["messages"]
     print(f"  - {sample.get('ability', '')} {sample['id']}".replace("-  ", "- "))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dynamics.cli import main
-from dynamics.cli.catalogue import _kind
+from dynamics.cli.catalogue import kind_of_reason
 from dynamics.data.catalogue import CATALOGUE
 from tests.data.fake_hub import COMMIT, FakeHub, serving
 
@@ -166,7 +166,7 @@ def test_show_of_doit_refuses_what_its_source_refuses(capsys, tmp_path: Path):
     ],
 )
 def test_reasons_keep_their_names_and_lose_their_positions(reason: str, shown: str):
-    assert _kind(reason) == shown
+    assert kind_of_reason(reason) == shown
 
 
 @pytest.mark.parametrize("command", ["show", "fetch"])
