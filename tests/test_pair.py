@@ -209,3 +209,20 @@ def test_real_preferences_all_read(shared_data: Path, name: str, systems: int, d
     assert len({pair.id for pair in pairs}) == distinct
     assert sum(pair.prompt[0].role == "system" for pair in pairs) == systems
     assert all(pair.prompt[-1].role == "user" for pair in pairs)
+
+
+def test_the_rows_of_the_guide_are_what_it_says():
+    guide = (Path(__file__).parents[1] / "docs" / "guide" / "pairs.md").read_text(encoding="utf-8")
+    same, judged = (_rows(part.partition("```")[0]) for part in guide.split("```json\n")[1:])
+    assert len(same) == 5
+    assert len({parse_pair(row, where="f:1").id for row in same}) == 1
+    assert [parse_pair(row, where="f:1").is_full for row in judged] == [False, False]
+
+
+def _rows(text: str) -> list[dict]:
+    rows, start = [], 0
+    while text[start:].strip():
+        start = text.index("{", start)
+        row, start = json.JSONDecoder().raw_decode(text, start)
+        rows.append(row)
+    return rows
