@@ -30,13 +30,15 @@ from dynamics.study.base import (
     run_mesh,
 )
 from dynamics.study.cell_benchmarks import read_benchmarks
+from dynamics.study.cell_preferences import CellPreferences, check_measured
+from dynamics.study.cell_record import budget_record, course_record, time_record
 from dynamics.study.choice import by_ability, choose, curve_points, rule_text
 from dynamics.study.course import device_batches, plan_run, pool_counts
 from dynamics.study.difficulty import order_scores
 from dynamics.study.folder import CellFolder, write_json
 from dynamics.study.grid import Cell
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import identity
+from dynamics.study.run import identity, is_preference
 from dynamics.train.checkpoint import Checkpointer, load_params, save_params
 from dynamics.train.distributed import agree, barrier, check_shared, is_lead, several
 from dynamics.train.log import Log, read_log
@@ -87,8 +89,19 @@ class Training:
         )
         if several():
             self._check_together()
+        self.preferences = self._opened_preferences()
         if is_lead():
             self._write_run()
+
+    def _opened_preferences(self) -> CellPreferences | None:
+        """What a run that learns from pairs does with them, its references in the batches; None for other runs."""
+        if not is_preference(self.run):
+            return None
+        records = {split: len(prepared.items) for split, (prepared, _) in self.prepared.items()}
+        check_measured(self.run, self.workspace, num_records=records)
+        opened = CellPreferences(self.run, self.workspace, self.mesh, self.course)
+        self.course = opened.course
+        return opened
 
     @property
     def steps(self) -> int:
@@ -131,15 +144,17 @@ class Training:
             write_json(self.folder.path / "progress.json", {"fraction": fraction, "seconds": now - self._began})
 
     def evaluate(self, step: int, trained: Any) -> None:
-        """Score valid, add it to the curve, and keep what is trained if it is the best by the run's rule.
+        """Score valid, add it to the curves, and keep what is trained if it is the best by the run's rule.
 
         `trained` is the model, or the adapters of the frozen one.
         """
         began = time.perf_counter()
-        results = evaluate_prepared(whole_model(self._frozen, trained), self.prepared["valid"][0], mesh=self.mesh)
-        epoch = self._epoch(step)
+        model, epoch = whole_model(self._frozen, trained), self._epoch(step)
+        results = evaluate_prepared(model, self.prepared["valid"][0], mesh=self.mesh)
         self.curve[:] = [point for point in self.curve if point["step"] < step]
         self.curve += curve_points(results, step=step, epoch=epoch)
+        if self.preferences is not None:
+            self.preferences.read(step, epoch, model)
         self.eval_seconds += time.perf_counter() - began
         if agree(self._chosen() == step):
             self.best_step, self._best, self._best_results = step, kept(trained), results
@@ -160,10 +175,15 @@ class Training:
     def _chosen(self) -> int | None:
         """The step that the evaluations so far choose; None while none counts and there are more to come."""
         after = self.run.choose_after if self.run.choose == "best_valid" else 0.0
-        last = self.curve[-1]
+        curve = self._judged()
+        last = curve[-1]
         if last["epoch"] <= after and last["step"] < self.steps:
             return None
-        return choose(self.curve, self.run.choose, after=after)
+        return choose(curve, self.run.choose, after=after)
+
+    def _judged(self) -> Sequence[Mapping[str, Any]]:
+        """The curve that parameters are chosen by: of records, or of pairs where no record is held out."""
+        return self.curve if self.curve or self.preferences is None else self.preferences.candidates()
 
     def finish(self, trained: Trained | None) -> dict[str, Any]:
         """Read the test set once, at the chosen parameters, and put the scores together."""
@@ -172,6 +192,7 @@ class Training:
         if not self._best_results:  # chosen before an interruption: these parameters are scored again, as they were
             self._best_results = evaluate_prepared(best, self.prepared["valid"][0], mesh=self.mesh)
         test = evaluate_prepared(best, self.prepared["test"][0], mesh=self.mesh)
+        learned = {} if self.preferences is None else {"preferences": self.preferences.told(self.best_step, best)}
         self.eval_seconds += time.perf_counter() - began
         if self.run.keep_parameters:
             self._keep_parameters()
@@ -187,11 +208,11 @@ class Training:
             "benchmarks": self.benchmarks,
             "run": self._record(trained, test),
         }
-        return agree(scores)
+        return agree(scores | learned)
 
     def _rule(self) -> str:
-        reached = max((point["epoch"] for point in self.curve), default=0.0)
-        return rule_text(self.run.choose, self.run.choose_after, reached=reached)
+        reached = max((point["epoch"] for point in self._judged()), default=0.0)
+        return rule_text(self.run.choose, self.run.choose_after, reached=reached, of_pairs=not self.curve)
 
     def coords(self) -> dict[str, Any]:
         """The cell's coordinates with what is known only now: parameters, records, and the volume as a number.
@@ -218,7 +239,9 @@ class Training:
             return self.start()
         self.curve[:] = found.meta["curve"]
         self.benchmarks[:] = found.meta.get("benchmarks", ())
-        chosen = self._chosen() if self.curve else None
+        if self.preferences is not None:
+            self.preferences.curve[:] = found.meta["preferences"]
+        chosen = self._chosen() if any(point["step"] > 0 for point in self._judged()) else None
         if chosen is not None:
             self.best_step = chosen
             try:
@@ -227,6 +250,8 @@ class Training:
                 self.walked_back.append(f"step {found.step}: not used, and the run started over: {error}")
                 self.curve.clear()
                 self.benchmarks.clear()
+                if self.preferences is not None:
+                    self.preferences.start_over()
                 if is_lead():
                     remove_checkpoints(self.folder)
                 barrier("removed")
@@ -238,7 +263,8 @@ class Training:
     @property
     def meta(self) -> dict[str, Any]:
         """What every checkpoint holds beside the state; the lists are changed in place."""
-        return {"curve": self.curve, "benchmarks": self.benchmarks, "walked_back": self.walked_back}
+        meta = {"curve": self.curve, "benchmarks": self.benchmarks, "walked_back": self.walked_back}
+        return meta if self.preferences is None else meta | {"preferences": self.preferences.curve}
 
     def _target(self) -> TrainState:
         """What a checkpoint of this run is restored to."""
@@ -281,11 +307,6 @@ class Training:
         return self.folder.path / "best" / f"{step:08d}"
 
     def _write_run(self) -> None:
-        course = self.course
-        resolved = {"steps": 0} if course is None else {
-            "steps": course.steps, "tokens": course.tokens, "epochs": course.epochs, "documents": course.documents,
-            "bound_by": course.bound_by, "fill": course.batches.plan.fill, "batches": course.batches.fingerprint,
-        }  # fmt: skip
         (self.folder.path / "progress.json").unlink(missing_ok=True)  # of an attempt that was interrupted
         write_json(
             self.folder.path / "run.json",
@@ -296,7 +317,7 @@ class Training:
                 "identity": identity(self.run),
                 "shape": config.to_plain(self.shape),
                 "tokenizer": self.workspace.tokenizer(self.run).fingerprint,
-                "budget": resolved,
+                "budget": budget_record(self.course),
                 "counts": self._counts(),
             },
         )
@@ -309,6 +330,8 @@ class Training:
             "too_long_valid": len(self.prepared["valid"][0].too_long),
             "too_long_test": len(self.prepared["test"][0].too_long),
         }  # fmt: skip
+        if self.preferences is not None:
+            counts |= self.preferences.counts()
         if self.course is None or self.slices is None:
             return counts
         pool = self.workspace.pool(self.run)
@@ -317,34 +340,24 @@ class Training:
         }  # fmt: skip
 
     def _record(self, trained: Trained | None, test: Sequence[ItemResult]) -> dict[str, Any]:
-        course = self.course
-        return {
-            "steps": 0 if course is None else course.steps,
-            "tokens": 0 if course is None else course.tokens,
-            "epochs": 0.0 if course is None else course.epochs,
-            "bound_by": "" if course is None else course.bound_by,
-            "fill": None if course is None else course.batches.plan.fill,
-            "train_seconds": 0.0 if trained is None else trained.seconds - trained.hook_seconds,
-            "first_seconds": 0.0 if trained is None else trained.first_seconds,
+        """What the run was and took."""
+        logged = [] if trained is None else self._logged()
+        record = course_record(self.course) | time_record(trained) | {
             "eval_seconds": self.eval_seconds,
-            "wait_share": 0.0 if trained is None else trained.wait_share,
             "device": jax.default_backend(),
-            "final_loss": None if trained is None else self._final_loss(),
+            "final_loss": logged[-1]["loss"] if logged else None,
             "walked_back": list(self.walked_back),
-            "counts": self._counts() | {
-                "unfinished_answers": sum(item.truncated for item in test),
-                "empty_batches": 0 if trained is None else sum(entry["weight"] == 0 for entry in self._logged()),
-                "damaged_checkpoints": len(self.walked_back),
-            },
         }  # fmt: skip
+        counts = {
+            "unfinished_answers": sum(item.truncated for item in test),
+            "empty_batches": sum(entry["weight"] == 0 for entry in logged),
+            "damaged_checkpoints": len(self.walked_back),
+        }
+        return record | {"counts": self._counts() | counts}
 
     def _logged(self) -> Sequence[Mapping[str, Any]]:
         """Every step of the run, from the log: a resumed run has made only the last of them itself."""
         return read_log(self.folder.path / "metrics.jsonl").entries
-
-    def _final_loss(self) -> float | None:
-        entries = self._logged()
-        return entries[-1]["loss"] if entries else None
 
 
 @functools.partial(jax.jit, static_argnames="shape")

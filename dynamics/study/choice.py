@@ -8,13 +8,15 @@ import numpy as np
 from dynamics.eval.ability_eval import ItemResult
 
 RULES = {"best_valid": "highest mean valid score", "last": "last step"}
+OF_PAIRS = "highest mean accuracy on valid pairs"  # best_valid where nothing but pairs is held out
 
 
-def rule_text(rule: str, after: float, *, reached: float) -> str:
+def rule_text(rule: str, after: float, *, reached: float, of_pairs: bool = False) -> str:
     """The rule in words: 'highest mean valid score after epoch 5'. `reached`: the epoch of the last evaluation."""
+    name = OF_PAIRS if of_pairs and rule == "best_valid" else RULES[rule]
     if rule == "last" or not after:
-        return RULES[rule]
-    text = f"{RULES[rule]} after epoch {after:g}"
+        return name
+    text = f"{name} after epoch {after:g}"
     return text if reached > after else f"{text}; there was none, so the last step"
 
 
