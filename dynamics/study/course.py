@@ -1,6 +1,7 @@
 """A run's course through its data: which batches in which order, and how many steps the budget comes to."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -9,11 +10,13 @@ import numpy as np
 from dynamics.data.batches import Batches, DeviceBatch, compact, trained_cap
 from dynamics.data.mixture import Mixture, Scores, Slices, document_key
 from dynamics.data.packing import fitted_rows
+from dynamics.data.pair_batches import PairBatches, compact_pairs, pair_caps
+from dynamics.data.replies import Replies
 from dynamics.data.store import TokenStore
 from dynamics.errors import UserError
 from dynamics.study.known_difficulty import known_scores, stand_in_scores
 from dynamics.study.prepare import Pool, Workspace
-from dynamics.study.run import Batch, Budget, Run, volumes
+from dynamics.study.run import Batch, Budget, Run, is_preference, volumes
 
 EpochOrder = Callable[[int], Sequence[str]]  # epoch -> keys of the store; as many in every epoch
 
@@ -28,6 +31,11 @@ class Course:
     documents: int  # read, repeats included
     documents_per_epoch: int
     bound_by: str  # which part of the budget decided: "epochs", "updates", "tokens" or "min_updates"
+
+    def with_values(self, reference: np.ndarray | None, weights: np.ndarray | None) -> "Course":
+        """The same course over pairs that know their reference and their weights: see `PairBatches.with_values`."""
+        assert isinstance(self.batches, PairBatches), "only pairs have such values"
+        return dataclasses.replace(self, batches=self.batches.with_values(reference, weights))
 
     @property
     def epochs(self) -> float:
@@ -82,16 +90,29 @@ def plan_run(
         planned = mixture.order(slices.groups, seed=mixture.order_seed, epoch=epoch, scores=scores)
         return [f"{ability}/{id}" for ability, id in planned]
 
-    return plan_course(pool.store, order, budget=run.budget, batch=run.batch, row_parts=row_parts), slices
+    replies = run.replies if is_preference(run) else None
+    course = plan_course(pool.store, order, budget=run.budget, batch=run.batch, row_parts=row_parts, replies=replies)
+    return course, slices
 
 
-def plan_course(store: TokenStore, order: EpochOrder, *, budget: Budget, batch: Batch, row_parts: int = 1) -> Course:
+def plan_course(
+    store: TokenStore,
+    order: EpochOrder,
+    *,
+    budget: Budget,
+    batch: Batch,
+    row_parts: int = 1,
+    replies: Replies | None = None,
+) -> Course:
     """Epoch after epoch in order, until the budget is met; the last batch may close with room left.
 
     Batches run on over the end of an epoch, so every step but the last reads about as many tokens whatever the volume.
     With `batch.documents` they do not: a step reads so many conversations, an epoch's last step what is left, in as few
     rows as hold the fullest step (a power of two for each of `row_parts` x micro-batches, so that few shapes are
     compiled).
+
+    With `replies` the store is of pairs: a document is a pair, its prompt and its replies, and tokens of the budget are
+    those of whole pairs, a prompt counted once.
     """
     epochs = [list(order(0))]
     if not epochs[0]:
@@ -100,9 +121,9 @@ def plan_course(store: TokenStore, order: EpochOrder, *, budget: Budget, batch: 
     num_epochs = _enough_epochs(budget, batch, epoch_tokens=epoch_tokens, epoch_documents=len(epochs[0]))
     epochs += [list(order(epoch)) for epoch in range(1, num_epochs)]
     size = len(epochs[0])
-    bound_by, documents, steps = _resolve(store, epochs, budget=budget, batch=batch)
+    bound_by, documents, steps = _resolve(_packed(store, epochs, batch, replies), budget=budget, epoch=size)
     cut = [epochs[index][: documents - index * size] for index in range(math.ceil(documents / size))]
-    batches = _packed(store, cut, batch)
+    batches = _packed(store, cut, batch, replies)
     if batch.documents is not None:
         used = batches.plan.used_rows
         batches = batches.with_rows(fitted_rows(used, most=batch.rows, multiple=row_parts * batch.micro))
@@ -117,7 +138,14 @@ def plan_course(store: TokenStore, order: EpochOrder, *, budget: Budget, batch: 
     )
 
 
-def _packed(store: TokenStore, epochs: Sequence[Sequence[str]], batch: Batch) -> Batches:
+def _packed(
+    store: TokenStore, epochs: Sequence[Sequence[str]], batch: Batch, replies: Replies | None
+) -> Batches | PairBatches:
+    if replies is not None:
+        return PairBatches.build(
+            store, epochs, rows=batch.rows, length=batch.length, shared_prompt=replies.shared_prompt,
+            documents_per_batch=batch.documents, mix_epochs=batch.documents is None,
+        )  # fmt: skip
     return Batches.build(
         store, epochs, rows=batch.rows, length=batch.length, documents_per_batch=batch.documents,
         mix_epochs=batch.documents is None,
@@ -135,13 +163,11 @@ def _enough_epochs(budget: Budget, batch: Batch, *, epoch_tokens: int, epoch_doc
     return max(1, math.ceil(max(needed)))
 
 
-def _resolve(
-    store: TokenStore, epochs: Sequence[Sequence[str]], *, budget: Budget, batch: Batch
-) -> tuple[str, int, int]:
-    """(what decided, documents read, steps)."""
-    packing = _packed(store, epochs, batch).plan
+def _resolve(batches: Batches, *, budget: Budget, epoch: int) -> tuple[str, int, int]:
+    """(what decided, documents read, steps), given more epochs than are needed, of so many documents each."""
+    packing = batches.plan
     if budget.epochs is not None:
-        bound_by, documents = "epochs", max(1, round(budget.epochs * len(epochs[0])))
+        bound_by, documents = "epochs", max(1, round(budget.epochs * epoch))
         steps = packing.batches_until(documents)
     elif budget.tokens is not None:
         seen = np.cumsum(packing.num_tokens, dtype=np.int64)
@@ -157,8 +183,15 @@ def _resolve(
     return bound_by, documents, steps
 
 
+_OF_PAIRS = ("prompts_cut", "replies_cut", "judgements", "no_mismatch", "weighted")
+
+
 def pool_counts(pool: Pool, slices: Slices) -> dict[str, int]:
-    """Counts of a slice: its records, those cut to the row, and what its abilities lost before slicing."""
+    """Counts of a slice: its records, those cut to the row, and what its abilities lost before slicing.
+
+    Of pairs also, in their abilities before slicing: those whose prompt or replies were cut, of one reply
+    (judgements), without a reply of another prompt where one is needed, and of a weight other than 1.
+    """
     abilities = list(slices.groups)
     keys = {f"{ability}/{id}" for ability, ids in slices.groups.items() for id in ids}
     return {
@@ -168,6 +201,9 @@ def pool_counts(pool: Pool, slices: Slices) -> dict[str, int]:
         "dropped": sum(pool.counts[ability].dropped for ability in abilities),
         "untrained": sum(pool.counts[ability].no_trained_token for ability in abilities),
         "repeats": sum(slices.repeats.values()),
+    } | {
+        name: sum(pool.pairs[ability].get(name, 0) for ability in abilities)
+        for name in (_OF_PAIRS if pool.of_pairs else ())
     }
 
 
@@ -179,7 +215,15 @@ def device_batches(
     `mine` names the groups that this process has the devices of, where it is one of several: only their rows are read,
     and each batch is these groups one after another.
     """
-    cap = trained_cap(course.batches.plan, groups=groups, micro=micro)  # of all rows: one program in all processes
+    # The room for what is listed is that of all rows: one program in all processes.
+    compacted: Callable[..., DeviceBatch]
+    if isinstance(course.batches, PairBatches):
+        cap, pairs = pair_caps(course.batches, groups=groups, micro=micro)
+        compacted = functools.partial(compact_pairs, cap=cap, pairs=pairs, micro=micro)
+    else:
+        compacted = functools.partial(
+            compact, cap=trained_cap(course.batches.plan, groups=groups, micro=micro), micro=micro
+        )
     if mine is None or len(mine) == groups:
         mine, parts = (0,), 1
     else:
@@ -188,7 +232,7 @@ def device_batches(
     def opened_part(part: int, start: int, stop: int) -> Iterator[DeviceBatch]:
         return course.batches.iterate(
             start, stop, prefetch=prefetch, host=part, num_hosts=parts,
-            then=lambda batch: compact(batch, groups=groups // parts, cap=cap, micro=micro),
+            then=lambda batch: compacted(batch, groups=groups // parts),
         )  # fmt: skip
 
     def opened(start: int, stop: int) -> Iterator[DeviceBatch]:

@@ -24,6 +24,7 @@ from dynamics.data.tokenizer import Tokenizer, train_tokenizer
 from dynamics.errors import UserError
 from dynamics.eval.ability_eval import Prepared
 from dynamics.eval.ability_eval import prepare as prepare_evaluation
+from dynamics.losses.preference import Preference
 from dynamics.model.llama import LlamaConfig
 from dynamics.model.model_folder import is_model_folder
 from dynamics.record import Record
@@ -67,6 +68,7 @@ class Pool:
     truncated: frozenset[str]  # keys cut to the row's length
     counts: dict[str, LengthCounts]  # ability -> what the length policy did
     rejected: dict[str, int]  # ability -> lines that gave no record
+    of_pairs: bool = False
     pairs: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # of pairs: ability -> what was counted
 
 
@@ -135,7 +137,8 @@ class Workspace:
         plan = self.pool_plan(run)
         if plan.name not in self.memory:
             known = trainable(run) if is_preference(run) else plan.source.abilities()
-            self.memory[plan.name] = _pool(self._store(plan), known)
+            pool = _pool(self._store(plan), known)
+            self.memory[plan.name] = _with_pairs(pool, run.source) if is_preference(run) else pool
         return self.memory[plan.name]
 
     def pair_store(self, run: Run, split: str) -> TokenStore | None:
@@ -144,12 +147,13 @@ class Workspace:
         if split == "train":
             return self.pool(run).store
         plan = pair_plan(run, self.tokenizer(run), split)
-        if plan.name not in self.memory:
+        name = f"pairs {plan.name}"
+        if name not in self.memory:
             try:
-                self.memory[plan.name] = self._store(plan)
+                self.memory[name] = self._store(plan)
             except NoDocument:
-                self.memory[plan.name] = None
-        return self.memory[plan.name]
+                self.memory[name] = None
+        return self.memory[name]
 
     def pair_weights(self, run: Run, split: str) -> np.ndarray | None:
         """float32 [documents]: the weights of the pairs of `pair_store`; None where all are 1 or there is no pair."""
@@ -294,15 +298,16 @@ def check_volumes(cells: Sequence[Cell], workspace: Workspace) -> None:
 
 def _check_both_replies(run: Run, workspace: Workspace) -> None:
     """UserError where the objective compares two replies and some pairs have one."""
-    if not getattr(run.objective, "needs_both", False):
+    assert isinstance(run.objective, Preference), "others have no pairs"
+    if not run.objective.needs_both:
         return
     counts = workspace.pool(run).pairs
     single = {ability: count for ability in run.ability_names() if (count := counts[ability].get("judgements", 0))}
     if single:
         told = ", ".join(f"{ability} {count:,}" for ability, count in single.items())
         raise UserError(
-            f"objective {type(run.objective).__name__} compares two replies to a prompt, and source "
-            f"{run.source.name!r} has some with one only: {told}; leave these out, or train with KTO()"
+            f"objective {run.objective.name!r} compares two replies to a prompt, and source {run.source.name!r} has "
+            f"some with one only: {told}; leave these out, or train with KTO()"
         )
 
 
@@ -333,8 +338,15 @@ def _pool(store: TokenStore, abilities: Sequence[str]) -> Pool:
         truncated=frozenset(store.keys[index] for index in np.flatnonzero(store.num_uncut > store.num_tokens)),
         counts={ability: length_counts(counts.get(ability, {})) for ability in abilities},
         rejected={ability: counts.get(ability, {}).get("rejected", 0) for ability in abilities},
-        pairs={ability: dict(counts.get(ability, {})) for ability in abilities},
     )
+
+
+def _with_pairs(pool: Pool, source: Source) -> Pool:
+    """The pool of a source's train pairs, with everything that was counted of them; weights are no part of a store."""
+    weighted = collections.Counter(key.partition("/")[0] for key in _pair_weights(source, "train"))
+    counts = {ability: {**pool.store.notes["abilities"].get(ability, {})} for ability in pool.ids}
+    pairs = {ability: count | {"weighted": weighted[ability]} for ability, count in counts.items()}
+    return dataclasses.replace(pool, of_pairs=True, pairs=pairs)
 
 
 def _in_order(plan: StorePlan, store: TokenStore) -> list[str]:

@@ -25,6 +25,7 @@ from dynamics.errors import UserError
 from dynamics.eval.ability_eval import Evaluation
 from dynamics.eval.benchmarks import Benchmark
 from dynamics.losses.objective import Objective
+from dynamics.losses.preference import Preference
 from dynamics.losses.sft import SFT
 from dynamics.model.llama import SIZES, LlamaConfig
 from dynamics.model.lora import Lora
@@ -208,7 +209,7 @@ class Run:
 
 def is_preference(run: Run) -> bool:
     """Whether the run learns from pairs of replies, not from records."""
-    return hasattr(run.objective, "needs_reference")
+    return isinstance(run.objective, Preference)
 
 
 def trainable(run: Run) -> tuple[str, ...]:
@@ -220,9 +221,9 @@ def trainable(run: Run) -> tuple[str, ...]:
     known = source.paired() if is_preference(run) else source.abilities()
     if known:
         return known
-    if is_preference(run):
+    if isinstance(run.objective, Preference):
         raise UserError(
-            f"objective {type(run.objective).__name__} learns from pairs of replies, and source {source.name!r} has "
+            f"objective {run.objective.name!r} learns from pairs of replies, and source {source.name!r} has "
             "none; give a source with pairs (PairFiles, PublishedPairs, Practice), or train with SFT()"
         )
     raise UserError(f"source {source.name!r} has no records to train on; give another source")

@@ -9,7 +9,6 @@ import os
 import shutil
 from pathlib import Path
 
-from dynamics.data.mixture import Interleaved
 from dynamics.study.course import plan_run
 from dynamics.study.folder import CellFolder, read_json, write_json
 from dynamics.study.grid import Cell, coordinates
@@ -44,9 +43,7 @@ def _is_whole(folder: CellFolder) -> bool:
 
 def with_checkpoints(run: Run, workspace: Workspace) -> Run:
     """The run as it is trained in a folder of its own: it can go on after an interruption, and keeps its parameters."""
-    # Any order has about as many steps, and the usual one needs no scores of the records.
-    usual = dataclasses.replace(run, order=Interleaved())
-    steps = plan_run(usual, workspace)[0].steps if run.trains and not run.checkpoint_every else 0
+    steps = plan_run(run, workspace)[0].steps if run.trains and not run.checkpoint_every else 0
     every = run.checkpoint_every or max(50, steps // CHECKPOINTS)
     return dataclasses.replace(run, checkpoint_every=every, keep_parameters=True)
 
