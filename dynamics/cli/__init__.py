@@ -113,10 +113,22 @@ def _study_commands(root: _Commands) -> None:
 
 def _data_commands(root: _Commands) -> None:
     group = _group(
-        root, "data", "find, see, check, prepare and write data", "list|fetch|show|check|prepare|practice",
+        root, "data", "find, see, check, prepare and write data", "list|fetch|show|order|check|prepare|practice",
         "dynamics data show configs/practice.py",
     )  # fmt: skip
     _catalogue_commands(group)
+    order = _command(
+        group, "order", "order:order",
+        "Show in which order a study reads its records: by tenth of an epoch how hard they are, of which abilities, "
+        "and what repeats. Difficulties that a model gives are computed, once.",
+        "dynamics data order configs/practice_orders.py --out orders.png",
+    )  # fmt: skip
+    _config(order, "study")
+    order.add_argument("--out", metavar="PNG", help="draw the orders as well")
+    order.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="as in study run, e.g. run.seed=1"
+    )
+    _json(order)
     check = _command(
         group, "check", "data:check", "Read record files and report every bad line, with file, line and field.",
         "dynamics data check my_records.jsonl more.jsonl.gz a_folder_of_records",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamics.cli.options import load_study
+from dynamics.cli.order import point_to_orders
 from dynamics.cli.stopping import is_lead, together
 
 
@@ -21,6 +22,7 @@ def run(options: argparse.Namespace) -> int:
         from dynamics.study.summary import record_call
 
         study = load_study(options)
+        point_to_orders(study, options.config)
         folder = Path(options.output) / study.name
         record = functools.partial(record_call, command=shlex.join(["dynamics", *sys.argv[1:]]))
         with Progress(sys.stderr) as progress:
