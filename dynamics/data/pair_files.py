@@ -43,11 +43,17 @@ _Place = tuple[Path, str]
 
 @dataclass(frozen=True, kw_only=True)
 class _PairSource(Source):
-    """What sources of pairs share: shares of splits, and chosen replies as records to train on first."""
+    """What sources of pairs share: shares of splits, and chosen replies as records to train on first.
+
+    With `asked` every model is also asked the valid and test pairs, as questions of gold against a distractor: the
+    chosen reply must be likelier, by perplexity, than the rejected one. A run that is tuned on the chosen replies has
+    nothing else to be chosen by; one that learns from the pairs is measured on them anyway.
+    """
 
     valid_share: float = 0.1  # of the prompts of a file that has no splits
     test_share: float = 0.1
     split_seed: int = 0
+    asked: bool = False  # valid and test pairs are questions too
 
     def __post_init__(self) -> None:
         if min(self.valid_share, self.test_share) < 0 or self.valid_share + self.test_share >= 1:
@@ -67,8 +73,8 @@ class _PairSource(Source):
         return self.paired()
 
     def evaluated(self) -> tuple[str, ...]:
-        """None: no reply can be scored as right or wrong here; models are told apart by their preferences."""
-        return ()
+        """None unless the pairs are `asked`: models are then told apart by their preferences alone."""
+        return self.paired() if self.asked else ()
 
     def pairs(self, ability: str, split: str) -> LoadedPairs:
         """The pairs of one split; a row that gives no pair counts as rejected in train, or in its file's own split.
@@ -101,21 +107,29 @@ class _PairSource(Source):
         return self.valid_share, self.test_share
 
     def load(self, ability: str, split: str) -> Loaded:
-        """The chosen replies as records, to tune on before preferences are learned.
+        """The chosen replies as records, to tune on before preferences are learned; where pairs are `asked`, those of
+        valid and test as questions.
 
-        What has no chosen reply, or says an earlier record again, is a `Rejected`.
+        What gives no record, or an earlier one again, is a `Rejected`.
         """
         loaded = self.pairs(ability, split)
+        is_asked = self.asked and split != "train"
         records: dict[str, Record] = {}
         rejected = list(loaded.rejected)
         for pair in loaded.pairs:
-            record = chosen_record(pair, ability)
-            if record is None or record.id in records:
-                reason = "has no chosen reply" if record is None else "has the prompt and chosen reply of another pair"
-                rejected.append(Rejected(file=pair.source, line=0, reason=reason, text=_shown(pair)))
+            record = asked_record(pair, ability) if is_asked else chosen_record(pair, ability)
+            if record is None:
+                reason = "has one reply: nothing to tell it from" if is_asked else "has no chosen reply"
+            elif record.id in records:
+                reason = "has the prompt and chosen reply of another pair"
             else:
                 records[record.id] = record
+                continue
+            rejected.append(Rejected(file=pair.source, line=0, reason=reason, text=_shown(pair)))
         return Loaded(records=tuple(records.values()), rejected=tuple(rejected))
+
+    def corpus_fingerprint(self) -> str:
+        return dataclasses.replace(self, asked=False).fingerprint()
 
     def corpus(self) -> Iterator[str]:
         """The chosen conversations of train."""
@@ -123,7 +137,7 @@ class _PairSource(Source):
             yield from map(plain_text, self.load(ability, "train").records)
 
     def fingerprint(self) -> str:
-        """Of the files' bytes, and of the split settings where a file is split by hash."""
+        """Of the files' bytes, of the split settings where a file is split by hash, and of `asked`."""
         state = hashlib.sha256(f"pairs {_VERSION}".encode())
         hashed = False
         for part in self.paired():
@@ -132,6 +146,8 @@ class _PairSource(Source):
                 state.update(f"\n{json.dumps([part, split])} {file_digest(path)}".encode())
         if hashed:
             state.update(json.dumps([self.valid_share, self.test_share, self.split_seed]).encode())
+        if self.asked:
+            state.update(b"asked")
         return state.hexdigest()[:16]
 
     def _check(self, ability: str, split: str) -> None:
@@ -268,6 +284,20 @@ def chosen_record(pair: Pair, ability: str) -> Record | None:
         return None
     reply = Turn(role="assistant", content=pair.chosen)
     return Record(messages=(*pair.prompt, reply), ability=ability, source=pair.source)
+
+
+def asked_record(pair: Pair, ability: str) -> Record | None:
+    """The pair as a question of gold against one distractor; None where it has one reply."""
+    if pair.chosen is None or pair.rejected is None:
+        return None
+    reply = Turn(role="assistant", content=pair.chosen)
+    return Record(
+        messages=(*pair.prompt, reply),
+        ability=ability,
+        source=pair.source,
+        question_format=1,
+        choices=(pair.chosen, pair.rejected),
+    )
 
 
 _SAID = "is a pair of another file again"

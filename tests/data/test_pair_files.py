@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dynamics import config
+from dynamics.ability import item_of
 from dynamics.data import sample_sets
 from dynamics.data.pair_files import PairFiles, PublishedPairs, split_of_prompt
 from dynamics.data.practice.source import Practice
@@ -115,6 +116,22 @@ def test_chosen_replies_are_records_to_tune_on_first(tmp_path: Path):
         "has no chosen reply",
     ]
     assert list(PairFiles(data_dir=str(tmp_path)).corpus()) == ["Question 1?\ngood 1", "Why?\nSo."]
+
+
+def test_held_out_pairs_are_questions_where_they_are_asked(tmp_path: Path):
+    for split in ("train", "valid"):
+        _write(tmp_path / f"en_{split}.jsonl", [_row(1), {"prompt": "Why?", "completion": "So.", "label": True}])
+    plain = PairFiles(data_dir=str(tmp_path))
+    asked = PairFiles(data_dir=str(tmp_path), asked=True)
+    assert (plain.evaluated(), asked.evaluated()) == ((), ("en",))
+    assert asked.load("en", "train") == plain.load("en", "train")
+    loaded = asked.load("en", "valid")
+    assert [(item_of(record).kind, item_of(record).options) for record in loaded.records] == [
+        ("perplexity", ("good 1", "bad 1"))
+    ]
+    assert [one.reason for one in loaded.rejected] == ["has one reply: nothing to tell it from"]
+    assert asked.fingerprint() != plain.fingerprint()
+    assert asked.corpus_fingerprint() == plain.corpus_fingerprint()
 
 
 def test_weights_and_judgements_are_read(tmp_path: Path):
