@@ -175,7 +175,8 @@ def _print_cells(console: Any, machine: dict[str, Any]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     columns = ["size", "volume", "seed", "steps", "tokens", "MFU", "hours", "chip-hours"]
     columns += ["dollars"] if priced else []
-    several = [name for name in ("source", "abilities") if len({cell[name] for cell in machine["cells"]}) > 1]
+    told = ("source", "abilities", "objective", "after")
+    several = [name for name in told if len({cell[name] for cell in machine["cells"]}) > 1]
     for column in [*several, *columns]:
         table.add_column(column, justify="left" if column in ("size", *several) else "right")
     for cell in machine["cells"]:
@@ -185,12 +186,20 @@ def _print_cells(console: Any, machine: dict[str, Any]) -> None:
             values += [_hours(cell["chip_hours"]), *([f"{cell['cost']:,.2f}"] if priced else [])]
         else:
             values += ["does not fit", "-", "-", *(["-"] if priced else [])]
-        table.add_row(*(cell[name] for name in several), *values)
+        table.add_row(*(cell[name] or "-" for name in several), *values)
     total = [f"{machine['cells_that_fit']} cells", "", "", f"{machine['steps']:,}", "", "", _hours(machine["hours"])]
     total += [_hours(machine["chip_hours"]), *([f"{machine['cost']:,.2f}"] if priced else [])]
     table.add_section()
     table.add_row(*[""] * len(several), *total, style="bold")
     console.print(table)
+    passes = [cell["reference"] for cell in machine["cells"] if cell["reference"]]
+    if passes:
+        pairs, tokens = sum(one["pairs"] for one in passes), sum(one["tokens"] for one in passes)
+        console.print(
+            f"  reference, once before training and not in the hours above: {_hours(machine['reference_hours'])} hours "
+            f"for {pairs:,} pairs of {tokens:,} tokens in {len(passes)} runs; runs of one start and one data set share "
+            "it", highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _hours(hours: float) -> str:

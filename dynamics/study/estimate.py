@@ -30,7 +30,9 @@ class Work:
 
     tokens: float
     trained: float  # of them, those that have a target
-    pairs: float  # a token and one that it may look at, itself included: length (length + 1) / 2 for each document
+    # A token and one that it may look at, itself included: length (length + 1) / 2 for each document; the replies to a
+    # shared prompt look at it and at themselves.
+    pairs: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,11 +89,19 @@ def flops(program: Program, work: Work) -> Flops:
         2 * layers * positions * (passes * layer + 3 * adapters + _recomputed_weights(shape))
         - 2 * (positions - program.headed) * (passes * last + again)
         # Gradients of the head are made in the forward pass, whether it is frozen or not.
-        + 3 * 2 * head * program.headed
+        + (4 if _logits_twice(program) else 3) * 2 * head * program.headed
     )
     pairs, forward, backward = _attention_passes(program)
     attention = 2 * layers * width * batch.rows * pairs * (forward + backward)
     return Flops(useful=useful, products=products, attention=attention)
+
+
+def _logits_twice(program: Program) -> bool:
+    """Whether logits are made again in the backward pass: of pairs, whose weights are known only after them.
+
+    Not where all positions of a shard fit one chunk, which is then kept.
+    """
+    return program.pairs is not None and program.cap > getattr(program.objective, "chunk", program.cap)
 
 
 # Products whose results the backward pass needs and the policy does not keep. `down` is last in its layer: nobody asks.
@@ -114,7 +124,7 @@ def _recomputed_weights(shape: LlamaConfig) -> int:
 def _attention_passes(program: Program) -> tuple[float, int, int]:
     """(pairs of a row that the kernel works on, products over them forward, and backward with what is made again)."""
     shape, length = program.shape, program.batch.length
-    kernel = attention_kernel(shape, "tpu" if program.machine.chip.is_tpu else "gpu", length)
+    kernel = _kernel(program)
     again = 2 if shape.remat in ("full", "offload") else 0
     if kernel == "splash":  # two backward kernels, each makes the scores and their gradient for itself
         block = next(size for size in BLOCKS if length % size == 0)
@@ -170,7 +180,9 @@ def memory(program: Program) -> Memory:
     kept = tokens * saved_bytes(shape, sizes["tensor"], _kernel(program))
     return Memory(
         state=sum(program.state_bytes().values()),
-        batch=batch.rows // program.row_shards * batch.length * 3 * 4 + 12 * program.cap * batch.micro,
+        batch=batch.rows // program.row_shards * batch.length * (4 if program.branches else 3) * 4
+        + 12 * program.cap * batch.micro
+        + _pair_bytes(program),
         # With micro-batches: the sum so far, the new part, and the sum that comes of them.
         gradients=4 * (1 if batch.micro == 1 else 3) * trained,
         weights=item * shape.num_layers * layer / splits,
@@ -180,9 +192,16 @@ def memory(program: Program) -> Memory:
     )
 
 
+def _pair_bytes(program: Program) -> float:
+    """Which reply each trained position is of, and the weight and the reference of each pair."""
+    if program.pairs is None:
+        return 0.0
+    return 4 * program.batch.micro * (program.cap + program.pair_cap * (1 + program.pairs.sides))
+
+
 def _kernel(program: Program) -> str:
     platform = "tpu" if program.machine.chip.is_tpu else "gpu"
-    return attention_kernel(program.shape, platform, program.batch.length)
+    return attention_kernel(program.shape, platform, program.batch.length, branches=program.branches)
 
 
 def _item(dtype: str) -> int:
@@ -278,6 +297,11 @@ def estimated(program: Program, work: Work) -> Roofline:
         wire_bytes=sum(wire for wire, _ in moved),
         network_bytes=sum(network for _, network in moved),
     )
+
+
+def forward_seconds(step: Roofline, work: Work, passed: Work) -> float:
+    """Seconds of a forward pass over `passed`, given a training step over `work`: a third of it for each token."""
+    return step.step / 3 * passed.tokens / work.tokens
 
 
 def precision(program: Program) -> float:

@@ -10,16 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dynamics import config
+from dynamics.losses.preference import Preference
 from dynamics.losses.sft import SFT
 from dynamics.model.llama import LlamaConfig
 from dynamics.model.sharding import MeshShape
 from dynamics.study import estimate, search
 from dynamics.study.compiled import Compiled, Compiler
 from dynamics.study.estimate import Roofline, Work
-from dynamics.study.grid import Study
+from dynamics.study.grid import Study, objective_name, start_name
 from dynamics.study.prepare import Workspace
-from dynamics.study.program import Program
-from dynamics.study.run import Base, Batch, Run
+from dynamics.study.program import Pairs, Program
+from dynamics.study.run import After, Base, Batch, Run, stages
 from dynamics.study.topologies import Topology
 from dynamics.study.workload import TRAINED_SHARE, Load, assumed_records, base_load, load_of, model_shape, readable
 from dynamics.train.optimizer import Optimizer
@@ -47,6 +48,7 @@ class Job:
     mesh: MeshShape
     adapter: Any
     load: Load | None  # None: nothing is trained
+    pairs: Pairs | None = None  # of a run that learns from preferences; how many there is room for, the load says
 
     def program(self, machine: Topology) -> Program:
         """The step on a machine; on slices that only the network joins the model is copied to each, as dcn says."""
@@ -57,6 +59,7 @@ class Job:
         program = Program(
             shape=self.shape, batch=batch, headed=self.batch.rows * self.batch.length, objective=self.objective,
             optimizer=self.optimizer, mesh=mesh, adapter=self.adapter, topology=machine.name, slices=machine.slices,
+            pairs=self.pairs,
         )  # fmt: skip
         if program.problem is not None:
             return program
@@ -64,8 +67,12 @@ class Job:
         parts = program.row_shards * self.batch.micro
         rows = self.load.rows(self.batch, parts)
         program = dataclasses.replace(program, batch=dataclasses.replace(batch, rows=rows))
-        headed = parts * self.load.cap(rows, program.row_shards, self.batch.micro)
-        return dataclasses.replace(program, headed=headed)
+        split = (rows, program.row_shards, self.batch.micro)
+        program = dataclasses.replace(program, headed=parts * self.load.cap(*split))
+        if self.pairs is None or self.load.pair_cap is None:
+            return program
+        room = parts * self.load.pair_cap(*split)
+        return dataclasses.replace(program, pairs=dataclasses.replace(self.pairs, number=room))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +87,8 @@ class Jobs:
 def jobs_of(value: Study | Run, workspace: Workspace, assumptions: Assumptions) -> Jobs:
     """The jobs of a study or run. Data and tokenizers are read where they are there."""
     runs = value.runs() if isinstance(value, Study) else [value]
-    reasons = {run.source: readable(run) for run in runs}
+    first = {config.to_json(stage): stage for run in runs for stage in stages(run)}
+    reasons = {run.source: readable(run) for run in (*runs, *first.values())}
     notes: dict[str, None] = {}
     for source, reason in reasons.items():
         if reason is not None:
@@ -89,7 +97,7 @@ def jobs_of(value: Study | Run, workspace: Workspace, assumptions: Assumptions) 
                 f"record (--tokens-per-record), of which {TRAINED_SHARE:.0%} trained"
             ] = None
     jobs: dict[str, Job] = {}
-    for run in runs:
+    for run in (*first.values(), *runs):
         counted = reasons[run.source] is None
         shape = model_shape(run, workspace, counted=counted, vocab=assumptions.vocab)
         if not counted and assumptions.vocab is None:
@@ -104,6 +112,11 @@ def jobs_of(value: Study | Run, workspace: Workspace, assumptions: Assumptions) 
             ] = None
     if any(job.coords["volume"] == "base" for job in jobs.values()):
         notes["base models count in full, whether or not the cache holds them"] = None
+    if first:
+        notes["runs that others start after count in full, whether or not the cache holds them"] = None
+    if any(job.load is not None and job.load.reference is not None for job in jobs.values()):
+        notes["the reference is no model in memory: its log-probabilities are computed once before training, here "
+              "taken as a third of a step for as many tokens"] = None  # fmt: skip
     if any(job.load is None for job in jobs.values()):
         notes["cells of volume 0 train nothing: they are not judged"] = None
     name = value.name if isinstance(value, Study) else f"run of {value.size_name}"
@@ -116,10 +129,11 @@ def _jobs(
     run: Run, shape: LlamaConfig, workspace: Workspace, *, counted: bool, tokens_per_record: int
 ) -> Iterator[Job]:
     same = {"shape": shape, "mesh": run.mesh}
-    where = {"size": run.size_name, "source": run.source.name}
+    where, plain = {"size": run.size_name, "source": run.source.name}, {"objective": "sft", "after": None}
     if isinstance(run.base, Base):
         yield Job(
-            coords={**where, "volume": "base", "abilities": "all", "seed": run.base.seed}, batch=run.base.batch,
+            coords={**where, "volume": "base", "abilities": "all", "seed": run.base.seed, **plain},
+            batch=run.base.batch,
             objective=SFT(), optimizer=run.base.optimizer, adapter=None, **same,
             load=base_load(run.base, tokens_per_record=tokens_per_record),
         )  # fmt: skip
@@ -128,11 +142,22 @@ def _jobs(
         load = load_of(run, workspace, counted=counted, tokens_per_record=tokens_per_record)
     volume = run.volume if run.recipe is None else run.recipe.name
     coords = where | {"volume": volume, "abilities": "+".join(run.abilities) or "all", "seed": run.seed}
-    rest = {"order": run.order, "budget": run.budget, "batch": run.batch, "recipe": run.recipe}
+    rest = {
+        "order": run.order, "budget": run.budget, "batch": run.batch, "recipe": run.recipe,
+        "objective": run.objective, "replies": run.replies, "after": run.base if isinstance(run.base, After) else None,
+    }  # fmt: skip
+    coords |= {"objective": objective_name(run.objective), "after": start_name(run) if stages(run) else None}
     yield Job(
         coords=coords | {"rest": config.fingerprint(rest)}, batch=run.batch, objective=run.objective,
-        optimizer=run.optimizer, adapter=getattr(run, "adapter", None), load=load, **same,
+        optimizer=run.optimizer, adapter=getattr(run, "adapter", None), load=load, pairs=_pairs(run), **same,
     )  # fmt: skip
+
+
+def _pairs(run: Run) -> Pairs | None:
+    if not isinstance(run.objective, Preference):
+        return None
+    sides = 3 if run.objective.needs_mismatched else 2
+    return Pairs(number=run.batch.rows, sides=sides, shared_prompt=run.replies.shared_prompt)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,6 +246,7 @@ def _on_machine(
             rows[-1]["search"] = _search_row(verdicts[key], compiler, label, work)
     cells = [_cell_row(job, machine, verdicts, price) for job in jobs.jobs]
     total = {name: sum(cell[name] for cell in cells if cell["fits"]) for name in ("steps", "hours", "chip_hours")}
+    references = [cell["reference"]["hours"] for cell in cells if cell["fits"] and cell["reference"]]
     return {
         "topology": machine.label,
         "chip": machine.chip.name,
@@ -229,6 +255,7 @@ def _on_machine(
         "cells": cells,
         "cells_that_fit": sum(cell["fits"] for cell in cells),
         **total,
+        "reference_hours": sum(references),
         "price": price,
         "cost": None if price is None else total["chip_hours"] * price,
     }
@@ -236,7 +263,7 @@ def _on_machine(
 
 def _key(job: Job) -> str:
     """The job's program but for what its data decide."""
-    return config.fingerprint([job.shape, job.batch, job.objective, job.optimizer, job.mesh, job.adapter])
+    return config.fingerprint([job.shape, job.batch, job.objective, job.optimizer, job.mesh, job.adapter, job.pairs])
 
 
 def _programs(jobs: Jobs, machine: Topology) -> dict[str, tuple[Program, list[Job]]]:
@@ -249,6 +276,9 @@ def _programs(jobs: Jobs, machine: Topology) -> dict[str, tuple[Program, list[Jo
         if key in groups:
             other, members = groups[key]
             program = dataclasses.replace(program, headed=max(program.headed, other.headed))
+            if program.pairs is not None and other.pairs is not None:
+                room = max(program.pairs.number, other.pairs.number)
+                program = dataclasses.replace(program, pairs=dataclasses.replace(program.pairs, number=room))
             groups[key] = (program, [*members, job])
         else:
             groups[key] = (program, [job])
@@ -347,11 +377,12 @@ def _cell_row(job: Job, machine: Topology, verdicts: Mapping[str, Verdict], pric
     coords = {name: value for name, value in job.coords.items() if name != "rest"}
     if job.load is None:
         return {**coords, "fits": True, "steps": 0, "tokens": 0, "step_seconds": 0.0, "mfu": None, "hours": 0.0,
-                "chip_hours": 0.0, "cost": None if price is None else 0.0}  # fmt: skip
+                "chip_hours": 0.0, "cost": None if price is None else 0.0, "reference": None}  # fmt: skip
     verdict = verdicts.get(_key(job))
     if verdict is None:
         return {**coords, "fits": False, "steps": job.load.steps, "tokens": round(job.load.tokens),
-                "step_seconds": None, "mfu": None, "hours": None, "chip_hours": None, "cost": None}  # fmt: skip
+                "step_seconds": None, "mfu": None, "hours": None, "chip_hours": None, "cost": None,
+                "reference": None}  # fmt: skip
     hours = job.load.steps * verdict.roofline.step / HOUR
     chip_hours = hours * machine.num_chips
     return {
@@ -364,7 +395,16 @@ def _cell_row(job: Job, machine: Topology, verdicts: Mapping[str, Verdict], pric
         "hours": hours,
         "chip_hours": chip_hours,
         "cost": None if price is None else chip_hours * price,
+        "reference": _reference_row(job.load, verdict),
     }
+
+
+def _reference_row(load: Load, verdict: Verdict) -> dict[str, Any] | None:
+    """The pass of the reference over all pairs, once before training; counted apart from the hours of the cell."""
+    if load.reference is None:
+        return None
+    seconds = estimate.forward_seconds(verdict.roofline, load.work, load.reference)
+    return {"pairs": load.num_reference, "tokens": round(load.reference.tokens), "hours": seconds / HOUR}
 
 
 def _search_row(verdict: Verdict, compiler: Compiler | None, label: str, work: Work) -> dict[str, Any]:

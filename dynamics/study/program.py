@@ -18,10 +18,21 @@ from dynamics.study.topologies import Topology, parse_topology
 from dynamics.train.optimizer import Optimizer
 from dynamics.train.step import TrainState, abstract_state, make_step
 
+_LEAST_PAIRS = 8  # of a shard that there is room for, as data/pair_batches.py says
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """What the batches of a run that learns from preferences hold besides: see `compact_pairs`."""
+
+    number: int  # of a step that there is room for
+    sides: int  # replies of a pair
+    shared_prompt: bool
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """One training step on one machine."""
+    """One training step on one machine. The reference of preferences is a number of each reply, and no model in it."""
 
     shape: LlamaConfig
     batch: Batch
@@ -32,6 +43,7 @@ class Program:
     adapter: Lora | None
     topology: str
     slices: int
+    pairs: Pairs | None = None  # None: it learns from records
 
     @property
     def machine(self) -> Topology:
@@ -54,6 +66,18 @@ class Program:
     def cap(self) -> int:
         """Positions of a row shard's micro-batch that the head is applied to."""
         return max(1, self.headed // (self.row_shards * self.batch.micro))
+
+    @property
+    def pair_cap(self) -> int:
+        """Pairs that a row shard's micro-batch has room for."""
+        assert self.pairs is not None
+        each = max(1, math.ceil(self.pairs.number / (self.row_shards * self.batch.micro)))
+        return max(_LEAST_PAIRS, 1 << (each - 1).bit_length())
+
+    @property
+    def branches(self) -> bool:
+        """Whether rows hold replies that share a prompt and do not see each other."""
+        return self.pairs is not None and self.pairs.shared_prompt
 
     @property
     def problem(self) -> str | None:
@@ -139,12 +163,15 @@ def devices(machine: Topology) -> list[Any]:
 
 
 def _batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a device batch; see data/batches.py."""
+    """The shapes of a device batch; see data/batches.py and data/pair_batches.py."""
     micro, rows, length = program.batch.micro, program.batch.rows // program.batch.micro, program.batch.length
     whole = dict.fromkeys(("tokens", "positions", "segments"), (np.int32, (micro, rows, length)))
     listed = (micro, program.row_shards, program.cap)
     kinds = {"trained_index": np.int32, "trained_targets": np.int32, "trained_weights": np.float32}
-    return {
-        name: jax.ShapeDtypeStruct(shape, kind)
-        for name, (kind, shape) in (whole | {name: (kind, listed) for name, kind in kinds.items()}).items()
-    }
+    arrays = whole | {name: (kind, listed) for name, kind in kinds.items()}
+    if program.pairs is not None:
+        each = (micro, program.row_shards, program.pair_cap)
+        arrays |= {"branches": (np.int32, (micro, rows, length))} if program.branches else {}
+        arrays |= {"trained_reply": (np.int32, listed), "pair_weights": (np.float32, each)}
+        arrays |= {"reference": (np.float32, (*each, program.pairs.sides))}
+    return {name: jax.ShapeDtypeStruct(shape, kind) for name, (kind, shape) in arrays.items()}
