@@ -321,6 +321,8 @@ def test_the_rehearsals_pairs_break_one_constraint_and_its_items_are_scored_exac
         assert len({record.id for record in records}) == SMALL.test_items
         assert {record.level for record in records} == {level}
         assert all(record.messages[0].content.count(" ; ") == level for record in records)
+    for record in SMALL.load("in_conversation", "test").records:
+        assert [turn.content.count(" ; ") for turn in record.messages[::2]] == [1, 2, 3, 4, 5]
 
 
 def test_the_rehearsal_is_the_same_every_time_and_its_arrangements_share_a_base_model():

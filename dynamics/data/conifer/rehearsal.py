@@ -27,6 +27,7 @@ GENERATOR_VERSION = 1  # raised when the same settings give other records
 # Of every 10,302 queries so many have an item of this level: the published counts, easiest first.
 _LEVEL_COUNTS = (9_167, 8_146, 7_157, 6_144, 5_017)
 _PARTS = 20  # queries are cut in so many parts by hash: three are valid, three test, the others train
+IN_CONVERSATION = "in_conversation"
 _MOST_TRIES = 500  # draws for one record before the queries are called exhausted
 _TOKENIZER_RECORDS = 300
 _TOKENIZER_DOCUMENTS = 2_000
@@ -37,9 +38,9 @@ class ConiferRehearsal(Source):
     """Lists of words under one to five constraints; unlimited, nothing on disk, the same everywhere.
 
     Trained on are the kinds of the published set: `conversations` of easy_to_hard, arranged as said, and feedback in
-    the published proportion. Evaluated are level1 to level5: a question of that level by itself, right when the answer
-    is (the scorer is `exact`). Pairs of each level, for preference learning: chosen follows all constraints, rejected
-    breaks one.
+    the published proportion. Evaluated, right when the answer is (the scorer is `exact`), are level1 to level5: a
+    question of that level by itself; and in_conversation: level 5 after the levels before it with their answers. Pairs
+    of each level, for preference learning: chosen follows all constraints, rejected breaks one.
     """
 
     name: str = "conifer_rehearsal"
@@ -62,7 +63,7 @@ class ConiferRehearsal(Source):
         return (EASY_TO_HARD, *self.feedback)
 
     def evaluated(self) -> tuple[str, ...]:
-        return LEVEL_NAMES
+        return (*LEVEL_NAMES, IN_CONVERSATION)
 
     def paired(self) -> tuple[str, ...]:
         return LEVEL_NAMES
@@ -81,12 +82,14 @@ class ConiferRehearsal(Source):
                     else [conversation]
                 )
             )
-        elif split != "train" and ability in LEVEL_NAMES:
-            asked = self._level_tasks(ability, split, "item", self._held_out(split))
+        elif split != "train" and ability in self.evaluated():
+            asked = self._level_tasks(
+                LEVEL_NAMES[-1] if ability == IN_CONVERSATION else ability, split, ability, self._held_out(split)
+            )
             records = tuple(
                 Record(
-                    messages=_exchange(one).turns(), ability=ability, source="rehearsal", type=ability,
-                    level=len(one.constraints),
+                    messages=_told(one, alone=ability != IN_CONVERSATION).messages(), ability=ability,
+                    source="rehearsal", type=ability, level=len(one.constraints),
                 )
                 for one in asked
             )  # fmt: skip
@@ -204,6 +207,12 @@ def _conversations(seed: int, kind: str, count: int) -> tuple[Conversation, ...]
 
 def _exchange(one: Task) -> Exchange:
     return Exchange(question=one.question, answer=one.answer, level=len(one.constraints))
+
+
+def _told(one: Task, *, alone: bool) -> Conversation:
+    """A task by itself, or after all easier levels of it."""
+    levels = [one] if alone else [one.level(level) for level in range(1, len(one.constraints) + 1)]
+    return Conversation(key=one.query, exchanges=tuple(_exchange(each) for each in levels))
 
 
 def _easy_to_hard(one: Task, draws: Draws) -> Conversation | None:
