@@ -322,7 +322,8 @@ def _evaluation_records(source: Source, split: str, *, may_lack: bool) -> tuple[
     loaded = [source.load(ability, split) for ability in source.evaluated()]
     records = [record for one in loaded for record in one.records]
     if not records and not (may_lack and not loaded):
-        raise UserError(f"source {source.name!r} has no {split} records; a study needs valid and test records")
+        hint = "; asked=True asks its held-out pairs as questions" if source.paired() and not loaded else ""
+        raise UserError(f"source {source.name!r} has no {split} records; a study needs valid and test records{hint}")
     return records, [line for one in loaded for line in one.rejected]
 
 
