@@ -154,6 +154,10 @@ class Source:
             "PairFiles, PublishedPairs or Practice"
         )
 
+    def published_counts(self) -> dict[str, int]:
+        """{ability: train records} that are known without the files, for plans only; nothing where nothing is known."""
+        return {}
+
     def corpus(self) -> Iterator[str]:
         """Plain text to pre-train a base model and to train a tokenizer on; nothing of valid or test is in it."""
         raise NotImplementedError

@@ -14,7 +14,7 @@ from dynamics.errors import UserError
 from dynamics.losses.objective import Objective
 from dynamics.losses.sft import SFT
 from dynamics.model.llama import LlamaConfig
-from dynamics.study.run import After, Base, Budget, Run, cell_id
+from dynamics.study.run import After, Base, Budget, Run, cell_id, trainable
 
 _AXES = ("sizes", "volumes", "ability_sets", "seeds", "sources", "orders", "budgets", "objectives", "bases")
 
@@ -195,7 +195,7 @@ def coordinates(run: Run) -> dict[str, Any]:
         "params": None,
         "volume": run.volume if run.recipe is None else run.recipe.name,  # its number follows from the data
         "mixture": "even" if run.recipe is None else run.recipe.name,
-        "abilities": "all" if names == run.source.abilities() else "+".join(names),
+        "abilities": "all" if names == trainable(run) else "+".join(names),
         "seed": run.seed,
         "source": run.source.name,
         "order": order_name(run.order),

@@ -107,8 +107,8 @@ def jobs_of(value: Study | Run, workspace: Workspace, assumptions: Assumptions) 
     for run in runs:
         if run.recipe is not None and reasons[run.source] is not None:
             notes[
-                f"records of {run.recipe.name!r}: {assumed_records(run):,}, computed from assumed counts (the paper's "
-                "Table 1 less 200 held out of each ability; 40,960 synthetic)"
+                f"records of {run.recipe.name!r}: {assumed_records(run):,}, computed from assumed counts "
+                f"({_counts_from(run)})"
             ] = None
     if any(job.coords["volume"] == "base" for job in jobs.values()):
         notes["base models count in full, whether or not the cache holds them"] = None
@@ -424,3 +424,9 @@ def _search_row(verdict: Verdict, compiler: Compiler | None, label: str, work: W
         if tried == search.MOST_COMPILED:
             break
     return {"candidates": len(candidates), "tried": tried}
+
+
+def _counts_from(run: Run) -> str:
+    if run.source.published_counts():
+        return f"those published of {run.source.name!r}, less what is held out"
+    return "the paper's Table 1 less 200 held out of each ability; 40,960 synthetic"

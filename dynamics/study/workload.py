@@ -164,7 +164,7 @@ def _looked_at(lengths: np.ndarray, shared: bool) -> float:
 
 
 def assumed_records(run: Run) -> int:
-    """How many records the run trains on where none can be counted; a recipe's from `PUBLISHED_COUNTS`."""
+    """How many records the run trains on where none can be counted; a recipe's from the counts that were published."""
     try:
         names = run.ability_names()
     except UserError:  # only the files would tell
@@ -172,12 +172,13 @@ def assumed_records(run: Run) -> int:
     if run.recipe is None:
         assert isinstance(run.volume, int)
         return run.volume * len(names)
-    unknown = [name for name in names if name not in PUBLISHED_COUNTS]
+    counts = PUBLISHED_COUNTS | run.source.published_counts()
+    unknown = [name for name in names if name not in counts]
     if unknown:
         raise UserError(
             f"the recipe {run.recipe.name!r} needs the number of records of {unknown[0]!r}; give --data-dir to count it"
         )
-    return sum(run.recipe({name: PUBLISHED_COUNTS[name] for name in names}).values())
+    return sum(run.recipe({name: counts[name] for name in names}).values())
 
 
 def base_load(base: Base, *, tokens_per_record: int) -> Load:

@@ -118,6 +118,17 @@ class Conifer(Source):
             if count != PUBLISHED_COUNTS[name]
         ]
 
+    def published_counts(self) -> dict[str, int]:
+        """The published conversations of each kind less the held-out share, and all of ShareGPT's."""
+        share = 1 - self.valid_share - self.test_share
+        exchanges = PUBLISHED_COUNTS["exchanges of easy_to_hard"]
+        counts = {kind: PUBLISHED_COUNTS[kind] for kind in files.KINDS}
+        if self.arrangement == "single":
+            counts[EASY_TO_HARD] = exchanges
+        there = {kind: round(count * share) for kind, count in counts.items()}
+        sharegpt = entry(SHAREGPT).num_records
+        return there if sharegpt is None else {**there, SHAREGPT: sharegpt}
+
     def fingerprint(self) -> str:
         settings = [self.arrangement, self.feedback, self.valid_share, self.test_share, self.on_bad_record]
         if self.arrangement == "shuffled":
