@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dynamics.errors import UserError
 from dynamics.pair import Pair, parse_pair
@@ -131,6 +133,24 @@ _JUDGED = {"prompt": "Why?", "completion": "So.", "label": False, "weight": 0.25
 @pytest.mark.parametrize("row", [_ultra(source="s"), _sharegpt(), _ultra(weight=0.5), _JUDGED])
 def test_plain_data_gives_back_the_same_pair(row):
     pair = parse_pair(row, where="f:1")
+    assert parse_pair(json.loads(json.dumps(pair.to_dict())), where="f:1") == pair
+
+
+_TEXT = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    texts=st.lists(_TEXT, min_size=1, max_size=4),
+    sides=st.tuples(_TEXT, _TEXT).filter(lambda two: two[0] != two[1]),
+    missing=st.sampled_from([None, 0, 1]),
+    weight=st.floats(0, exclude_min=True, allow_infinity=False),
+)
+def test_every_pair_survives_json(texts: list[str], sides: tuple[str, str], missing: int | None, weight: float):
+    roles = ["user", "assistant", "user"] if len(texts) % 2 else ["system", "user", "assistant", "user"]
+    prompt = tuple(Turn(role=role, content=text) for role, text in zip(roles, texts, strict=False))
+    chosen, rejected = (None if missing == place else text for place, text in enumerate(sides))
+    pair = Pair(prompt=prompt, chosen=chosen, rejected=rejected, weight=weight, source="s")
     assert parse_pair(json.loads(json.dumps(pair.to_dict())), where="f:1") == pair
 
 

@@ -9,11 +9,13 @@ import pytest
 from dynamics import config
 from dynamics.ability import item_of
 from dynamics.data import sample_sets
+from dynamics.data.inputs import pair_row
 from dynamics.data.pair_files import PairFiles, PublishedPairs, split_of_prompt
 from dynamics.data.practice.source import Practice
 from dynamics.data.sources import SPLITS, Files, write_jsonl
 from dynamics.errors import UserError
-from dynamics.record import Turn
+from dynamics.pair import parse_pair
+from dynamics.record import RecordError, Turn
 
 
 def _row(number: int, **fields: object) -> dict:
@@ -219,6 +221,18 @@ def test_the_fingerprint_of_a_published_set_is_of_its_files_and_shares(published
     assert published.fingerprint() != before
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (_row(1, weight=2), "f:1: weight is 2.0; a prepared data set keeps no weights, use PairFiles"),
+        ({"prompt": "Why?", "completion": "No.", "label": False}, "f:1: judges one reply"),
+    ],
+)
+def test_what_prepared_sets_cannot_hold_is_refused(row: dict, message: str):
+    with pytest.raises(RecordError, match=message):
+        pair_row(row, "f:1", "ultrafeedback", "s")
+
+
 def test_only_sets_of_preferences_are_taken(tmp_path: Path):
     with pytest.raises(UserError, match=r"PublishedPairs\(entry='alpaca'\): it holds instructions"):
         PublishedPairs(entry="alpaca")
@@ -246,6 +260,22 @@ def test_real_pairs_are_read_completely(shared_data: Path):
     assert Counter(map(len, prompts["zh"])) == {1: 227, 2: 62}
     assert [sum(prompt[0].role == "system" for prompt in prompts[part]) for part in ("en", "zh")] == [80, 62]
     assert [sum(map(_is_chinese, prompts[part])) > len(prompts[part]) / 2 for part in ("en", "zh")] == [False, True]
+
+
+@pytest.mark.shared_data
+def test_real_pairs_in_the_shape_of_hh_are_the_same_pairs(shared_data: Path):
+    source = PairFiles(data_dir=str(shared_data), files=DEMO)
+    pairs = [pair for part in source.paired() for pair in source.pairs(part, "test").pairs]
+    pairs = [pair for pair in pairs if pair.prompt[0].role == "user"]
+    assert len(pairs) > 30
+    for pair in pairs:
+        row = {"chosen": _hh(pair.prompt, pair.chosen), "rejected": _hh(pair.prompt, pair.rejected)}
+        assert parse_pair(row, where="hh.jsonl:1").id == pair.id
+
+
+def _hh(prompt: tuple[Turn, ...], reply: str | None) -> str:
+    turns = [*prompt, Turn(role="assistant", content=reply or "")]
+    return "".join(f"\n\n{'Human' if turn.role == 'user' else 'Assistant'}: {turn.content}" for turn in turns)
 
 
 def _is_chinese(prompt: tuple[Turn, ...]) -> bool:
