@@ -133,7 +133,8 @@ def _print_preview(view: dict[str, Any]) -> None:
 
     console = Console()
     volumes = view["volumes"]
-    table = Table(title=f"{view['name']}: tokens, trained ones below; slices of seed {view['seed']}", box=None)
+    what = "" if view["objective"] == "sft" else f" ({view['objective']})"
+    table = Table(title=f"{view['name']}{what}: tokens, trained ones below; slices of seed {view['seed']}", box=None)
     table.add_column("ability", no_wrap=True)
     table.add_column("pool", justify="right")
     for volume in volumes:
@@ -147,7 +148,11 @@ def _print_preview(view: dict[str, Any]) -> None:
     console.print("\nsample rows (what is [bold green]trained[/] on stands in green and between ⟦ ⟧)")
     for sample in view["samples"]:
         line = Text(f"{sample['ability']:18} ", style="bold")
+        reply = None  # of a pair, parts of other replies stand behind a bar
         for part in sample["parts"]:
+            if part.get("reply") != reply and line.plain.strip() != sample["ability"]:
+                line.append(f" | {part['reply']}: ", style="bold")
+            reply = part.get("reply")
             shown = f"⟦{part['text']}⟧" if part["trained"] else part["text"]
             line.append(shown, style="bold green" if part["trained"] else "dim")
         console.print(line)

@@ -11,25 +11,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dynamics import config
 from dynamics.allocator import keep_freed_memory
-from dynamics.errors import UserError
-from dynamics.model.sharding import MeshShape
 from dynamics.study.folder import StudyFolder, read_json, write_json
 from dynamics.study.grid import Cell, Study
 from dynamics.study.progress import OnProgress, Running, View, label
 from dynamics.study.run import is_preference
 from dynamics.study.schedule import Job, Schedule, Work, seconds_left
+from dynamics.study.ways import Way, choose_way
 from dynamics.study.workers import Tell, Worker, WorkerDied, available_cores, worker_environment
 from dynamics.train.distributed import Terminated, agree, is_lead, several, stop_agreed
 
-Way = Literal["auto", "workers", "vmap", "singles"]
 Do = Callable[[Mapping[str, Any], Tell], dict[str, Any]]
 
 _REDRAW = 0.25  # seconds between two looks at the lanes
-_LARGEST_MEMBER = 20_000_000  # parameters; above it one run fills an accelerator by itself
 
 
 class Coordinator:
@@ -277,9 +274,13 @@ class Coordinator:
         self._work[job.id] = Work(size=job.size, cost=job.cost, fraction=fraction, seconds=seconds)
 
     def _measure(self, pool: Sequence[Worker]) -> None:
-        from dynamics.study.speedup import measure_speedup
+        from dynamics.study.speedup import measure_speedup, of_records
 
         if stored_speedup(self.home) is not None:
+            return
+        if not any(of_records(self.study.objectives or (self.study.run.objective,))):
+            with self._lock:
+                self._messages.append("note: the speed-up is measured on runs that learn from records; there are none")
             return
         self._show("timing the workers against one run after another")
         try:
@@ -304,54 +305,6 @@ class Coordinator:
                 messages=messages,
             )
         self._on_progress(view)
-
-
-def choose_way(way: Way, study: Study) -> Literal["workers", "vmap", "singles"]:
-    """Workers on CPU; on an accelerator one vmapped step while members are small, else one run after another.
-
-    Runs that need all devices for themselves (a mesh), or that are to go on from checkpoints of their own, which a
-    population does not write, go one after another too. A way that cannot do what the run asks is a UserError.
-    """
-    if way not in ("auto", "workers", "vmap", "singles"):
-        raise UserError(f"way={way!r}; allowed: auto, workers, vmap, singles")
-    import jax
-
-    platform = jax.default_backend()
-    if way == "workers" and platform != "cpu":
-        raise UserError(f"way='workers' pins processes to CPU cores, and JAX runs on {platform}; use vmap or singles")
-    if several():
-        if way in ("workers", "vmap"):
-            raise UserError(
-                f"way={way!r} shares one process's machine among runs, and this is one of several processes; use "
-                "singles: one run after another on the devices of all of them"
-            )
-        return "singles"
-    runs = [grid.run for grid in study.grids()]
-    meshed = next((run.mesh for run in runs if run.mesh != MeshShape()), None)
-    if way in ("workers", "vmap") and meshed:
-        raise UserError(f"way={way!r} gives every run one device, and the run has {meshed}; use singles, or no mesh")
-    saving = max(run.checkpoint_every for run in runs)
-    if way == "vmap" and saving:
-        raise UserError(
-            f"way='vmap' writes no checkpoints inside a run, and checkpoint_every={saving}; use singles, or "
-            "checkpoint_every=0"
-        )
-    if way != "auto":
-        return way
-    if meshed:
-        return "singles"
-    if platform == "cpu":
-        return "workers"
-    largest = max(_dense_parameters(size) for grid in study.grids() for size in (grid.sizes or (grid.run.size,)))
-    alone = saving or any(run.adapter is not None for run in runs)  # each with a frozen model of its own
-    return "vmap" if largest <= _LARGEST_MEMBER and not alone else "singles"
-
-
-def _dense_parameters(size: Any) -> int:
-    from dynamics import tree
-    from dynamics.model.llama import SIZES, LlamaConfig, abstract
-
-    return tree.num_parameters(abstract(size if isinstance(size, LlamaConfig) else SIZES[size]))
 
 
 def keep_programs(cache: Path) -> None:

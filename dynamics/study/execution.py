@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dynamics.errors import UserError
-from dynamics.study.coordinator import Coordinator, Way, plan_entry, stored_speedup
+from dynamics.study.coordinator import Coordinator, plan_entry, stored_speedup
 from dynamics.study.folder import StudyFolder, read_json, write_json
 from dynamics.study.grid import Cell, Study
 from dynamics.study.progress import OnProgress
 from dynamics.study.results import export, load_results
+from dynamics.study.ways import Way
 from dynamics.train.distributed import agree, barrier, check_shared, is_lead
 
 

@@ -148,11 +148,11 @@ def do_job(message: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         from dynamics.study.speedup import time_steps
 
         return {"state": "done", **time_steps(run, workspace, message["steps"])}
+    assert message["kind"] in ("stage", "cell"), message["kind"]
     cell = Cell(id=message["cell"], coords=dict(message["coords"]), run=run)
     if message["kind"] == "stage":
         end = run_stage(cell, workspace, report, found=CellFolder(Path(message["found"])))
         return end | {"seconds": time.monotonic() - began}
-    assert message["kind"] == "cell", message["kind"]
     end = run_cell(cell, CellFolder(Path(message["folder"])), workspace, report)
     return end | {"seconds": time.monotonic() - began}
 

@@ -8,13 +8,15 @@ import dataclasses
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
 from dynamics import config, tree
 from dynamics.allocator import keep_freed_memory
+from dynamics.losses.objective import Objective
+from dynamics.losses.preference import Preference
 from dynamics.model.llama import abstract, init
 from dynamics.study.cell import plan_run
 from dynamics.study.course import device_batches
@@ -30,11 +32,17 @@ _TURN_SECONDS = 1.0  # about so long this process is timed in a turn
 _TURNS = 5
 
 
+def of_records(objectives: Sequence[Objective]) -> Iterator[Objective]:
+    """The objectives whose steps are timed: preferences are left out, whose first step waits for a reference pass."""
+    return (one for one in objectives if not isinstance(one, Preference))
+
+
 def smallest_run(study: Study, workspace: Workspace) -> Run:
     """The run of the smallest size, with enough updates for the timing whatever its budget is."""
     sizes = study.sizes or (study.run.size,)
     volumes = [volume for volume in study.volumes if volume != 0] or [study.run.volume]
-    runs = [dataclasses.replace(study.run, size=size, volume=volumes[-1]) for size in sizes]
+    objective = next(of_records(study.objectives or (study.run.objective,)))
+    runs = [dataclasses.replace(study.run, size=size, volume=volumes[-1], objective=objective) for size in sizes]
     smallest = min(runs, key=lambda run: tree.num_parameters(abstract(workspace.model_shape(run))))
     return dataclasses.replace(smallest, budget=Budget(updates=_MOST_STEPS), checkpoint_every=0)
 

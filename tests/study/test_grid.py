@@ -14,13 +14,13 @@ from dynamics.errors import UserError
 from dynamics.eval.benchmarks import AgiEval, Cmmlu
 from dynamics.model.llama import SIZES
 from dynamics.model.sharding import MeshShape
-from dynamics.study.coordinator import choose_way
 from dynamics.study.execution import run_study
 from dynamics.study.folder import StudyFolder
 from dynamics.study.grid import Study, coordinates
 from dynamics.study.results import load_results
 from dynamics.study.run import Budget
 from dynamics.study.status import study_status
+from dynamics.study.ways import choose_way
 
 from .tiny import RUN, SIZE, STUDY, changed
 
