@@ -30,6 +30,8 @@ def records(draw) -> Record:
         question_format=1 if choices else 0,
         choices=choices,
         answer=draw(st.none() | TEXTS),
+        level=draw(st.none() | st.integers(1, 9)),
+        tags=tuple(draw(st.lists(TEXTS, max_size=3, unique=True))),
     )
 
 
@@ -59,6 +61,30 @@ def test_json_in_between_changes_nothing(record):
 @given(record=records(), idx=st.integers(), source=TEXTS)
 def test_the_id_does_not_depend_on_the_number_or_the_source(record, idx, source):
     assert dataclasses.replace(record, idx=idx, source=source, id="").id == record.id
+
+
+@given(record=records(), level=st.integers(1, 9), tags=st.lists(TEXTS, unique=True))
+def test_the_id_does_not_depend_on_the_level_or_the_tags(record, level, tags):
+    assert dataclasses.replace(record, level=level, tags=tuple(tags), id="").id == record.id
+
+
+def test_a_record_without_level_and_tags_is_written_as_before_there_were_any():
+    assert not {"level", "tags"} & parse_record(doit(), where="x:1").to_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"level": "hard"}, "level is 'hard'; it must be a whole number, 1 the easiest"),
+        ({"level": True}, "level is true"),
+        ({"level": 0}, "level is 0; levels count from 1"),
+        ({"tags": "a, b"}, "tags is 'a, b'; it must be a list of texts"),
+        ({"tags": ["a", 1]}, "tags[1] is 1; it must be a text"),
+        ({"tags": ["a", "a"]}, "tags[1] repeats 'a'"),
+    ],
+)
+def test_a_level_or_tags_of_another_kind_are_named(fields, message):
+    assert message in problem(doit(**fields))
 
 
 @given(record=records(), other=records())

@@ -51,8 +51,14 @@ def pair_row(data: object, where: str, ability: str, source: str) -> tuple[str, 
 
 
 def row_of(record: Record) -> Row:
-    """The fields of a record; `idx` is JSON text, since it may be a number, a text or null; "" is no answer."""
-    return {**record.to_dict(), "idx": json.dumps(record.idx), "answer": record.answer or ""}
+    """The fields of a record; `idx` is JSON text, since it may be a number, a text or null; "" is no answer.
+
+    A level and tags stand in that text beside it, {"idx": 3, "level": 2}, so that rows without them stay as they were.
+    """
+    fields = record.to_dict()
+    more = {name: fields.pop(name) for name in ("level", "tags") if name in fields}
+    idx = json.dumps({"idx": record.idx, **more} if more else record.idx)
+    return {**fields, "idx": idx, "answer": record.answer or ""}
 
 
 def row_of_pair(pair: Pair, ability: str) -> Row:

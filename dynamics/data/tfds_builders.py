@@ -208,7 +208,8 @@ def _turns(value: Any) -> Any:
 def record_of_row(row: Mapping[str, Any], *, where: str) -> Record:
     """The record that a row of ours holds."""
     data = plain_row(row)
-    data["idx"] = json.loads(data["idx"])
+    idx = json.loads(data["idx"])
+    data |= idx if isinstance(idx, dict) else {"idx": idx}
     return parse_record(data, where=where)
 
 

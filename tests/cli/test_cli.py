@@ -23,7 +23,7 @@ def run(capsys, *arguments):
 LEAVES = (
     ("study", "run"), ("study", "status"), ("study", "report"), ("train",), ("eval",),
     ("data", "show"), ("data", "check"), ("data", "practice"), ("data", "prepare"), ("model", "info"), ("version",),
-    ("data", "list"), ("data", "fetch"),
+    ("data", "list"), ("data", "fetch"), ("data", "order"),
     ("model", "import"), ("model", "export"), ("score",), ("plan",),
 )  # fmt: skip
 
@@ -193,4 +193,31 @@ def test_show_prints_volumes_in_tokens_and_marks_what_is_trained(capsys, monkeyp
     assert [cell["records"] for cell in first] == [cell["volume"] for cell in first]
     shown = run(capsys, "data", "show", "configs/practice.py")[1]
     assert shown.count("⟦") >= 10
+    assert "…" not in shown, "a number is cut"
+
+
+def test_order_tells_what_comes_when_before_training(capsys, monkeypatch, request, tmp_path):
+    monkeypatch.chdir(request.config.rootpath)
+    monkeypatch.setenv("DYNAMICS_CACHE", str(tmp_path))
+    config = tmp_path / "orders.py"
+    config.write_text(
+        "import dataclasses, runpy\n"
+        "from dynamics.data.curriculum import Competence, Sorted\n"
+        "from dynamics.data.difficulty import Length\n"
+        "def study():\n"
+        "    short = runpy.run_path('configs/practice.py')['study']()\n"
+        "    source = dataclasses.replace(short.run.source, pool=8, num_valid=2, num_test=2, corpus_documents=120)\n"
+        "    short = dataclasses.replace(short, run=dataclasses.replace(short.run, source=source, vocab_size=420))\n"
+        "    orders = (short.run.order, Sorted(by=Length()), Competence(by=Length(of='all')))\n"
+        "    return dataclasses.replace(short, orders=orders, volumes=(8,), seeds=(0,))\n"
+    )
+    figure = tmp_path / "orders.png"
+    code, out, err = run(capsys, "data", "order", str(config), "--json", "--out", str(figure))
+    assert code == 0, err
+    orders = json.loads(out)["orders"]
+    assert [one["order"] for one in orders][:2] == ["interleaved", "sorted by length, easiest first"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    shown = run(capsys, "data", "order", str(config))[1]
+    assert "sorted by length, easiest first" in shown
+    assert "mean difficulty by tenth, epoch by epoch" in shown  # competence ends after its first epoch
     assert "…" not in shown, "a number is cut"

@@ -24,7 +24,7 @@ def row(number: int, **more: object) -> dict:
 @pytest.fixture
 def source(tmp_path: Path) -> Files:
     """Twelve train records with numbers and texts as idx, two of format 1; a bad line; one test record; no valid."""
-    rows = [row(n, answer=str(n + 1)) for n in range(10)]
+    rows = [row(n, answer=str(n + 1), **({"level": n, "tags": ["sum"]} if n > 7 else {})) for n in range(10)]
     rows += [row(n, question_format=1, choices=[f"{n + 1}", "no", "never"]) for n in (10, 11)]
     folder = tmp_path / "records" / "math"
     folder.mkdir(parents=True)
