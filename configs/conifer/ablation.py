@@ -1,12 +1,12 @@
 """Conifer's ablation: the same conversations, their levels easy to hard, shuffled, hard to easy, or the hardest alone.
 
-    dynamics plan configs/conifer/ablation.py --topology v5p:2x4x4 --estimate
+    dynamics plan configs/conifer/ablation.py --topology v5p:2x4x4 --estimate --tokens-per-record 1000
     dynamics study run configs/conifer/ablation.py --data-dir data/conifer
 
 Paper: Sun et al. 2024, Conifer (arXiv 2404.02823). Everything but the arrangement of levels is as in sft.py, in this
 folder, for Mistral-7B; what was published of it and what was not is said there. The arrangement is the study's axis of
 sources: one folder, four ways to read it, under which feedback and ShareGPT stay as they are, and so do valid and test.
-Grid: 4 arrangements x 3 seeds, and the base model: 13 cells. The paper has one seed and no interval.
+Grid: 4 arrangements x 3 seeds: 12 cells; the base model is scored in sft.py. The paper has one seed and no interval.
 
 Published, IFEval (loose, by prompt) and FollowBench (mean of five levels, all constraints):
 
@@ -42,4 +42,11 @@ def arranged(run: Run) -> tuple:
 
 def study() -> Study:
     run: Run = _SFT["tuned"]()
-    return Study(name="conifer_ablation", run=run, sources=arranged(run), seeds=_SFT["SEEDS"], measure_speedup=False)
+    return Study(
+        name="conifer_ablation",
+        run=run,
+        sources=arranged(run),
+        seeds=_SFT["SEEDS"],
+        base_cells=False,
+        measure_speedup=False,
+    )

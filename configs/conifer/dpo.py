@@ -1,6 +1,6 @@
 """Conifer's second stage: direct preference optimization on UltraFeedback, from the fine-tuned Mistral-7B.
 
-    dynamics plan configs/conifer/dpo.py --topology v5p:2x4x4 --estimate
+    dynamics plan configs/conifer/dpo.py --topology v5p:2x4x4 --estimate --set run.volume=58000
     dynamics study run configs/conifer/dpo.py
 
 Paper: Sun et al. 2024, Conifer (arXiv 2404.02823). Data: `dynamics data fetch ultrafeedback --data-dir data`, and those

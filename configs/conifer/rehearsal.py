@@ -27,7 +27,7 @@ from dynamics.study.run import After, Base, Batch, Budget, Run
 from dynamics.train.optimizer import PRACTICE
 
 SEEDS = (0, 1, 2)
-BATCH = Batch(rows=8, length=128)
+BATCH = Batch(rows=4, length=128)
 ARRANGEMENTS: tuple[Arrangement, ...] = ("easy_to_hard", "shuffled", "hard_to_easy", "hard_only")
 
 
@@ -38,9 +38,9 @@ def tuned() -> Run:
         vocab_size=600,
         volume="full",
         batch=BATCH,
-        budget=Budget(epochs=10),
+        budget=Budget(epochs=8),
         optimizer=PRACTICE,
-        base=Base(tokens=600_000, batch=Batch(rows=4, length=128), optimizer=PRACTICE),
+        base=Base(tokens=600_000, batch=BATCH, optimizer=PRACTICE),
         evaluation=Evaluation(max_new_tokens=16, max_length=256, row_length=128),
         evaluate_at=(0.5, 1.0),
     )
@@ -54,7 +54,7 @@ def preferred(sft: Run) -> Run:
         objective=DPO(beta=0.1),
         replies=Replies(),
         budget=Budget(epochs=2),
-        optimizer=dataclasses.replace(PRACTICE, peak_lr=3e-4, end_lr=3e-5, warmup_share=0.1),
+        optimizer=dataclasses.replace(PRACTICE, peak_lr=1e-4, end_lr=1e-5, warmup_share=0.1),
     )
 
 

@@ -1,6 +1,6 @@
 """Conifer's supervised fine-tuning: 13 thousand conversations from easy to hard with 53 thousand of ShareGPT.
 
-    dynamics plan configs/conifer/sft.py --topology v5p:2x4x4 --estimate
+    dynamics plan configs/conifer/sft.py --topology v5p:2x4x4 --estimate --tokens-per-record 1000
     dynamics study run configs/conifer/sft.py --data-dir data/conifer
 
 Paper: Sun et al. 2024, Conifer (arXiv 2404.02823). Data: `dynamics data fetch conifer sharegpt --data-dir data`, read
@@ -36,7 +36,7 @@ Scores to compare are in docs/conifer.md: IFEval, FollowBench, InFoBench, Alpaca
 asked here. Here valid and test ask whether the answer to a level is likelier than those to the other levels.
 
 Expect: no pod has run it. docs/conifer.md has the minutes of training and chip-hours by the plan, which reads no data:
-it assumes 66,606 conversations of 1,000 tokens each.
+it assumes 1,000 tokens a conversation.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def tuned() -> Run:
         size=MISTRAL_7B,
         base="weights/{size}",
         template=LLAMA2,
-        batch=Batch(documents=512, rows=512, length=2048, micro=8),
+        batch=Batch(documents=512, rows=512, length=2048, micro=16),
         budget=Budget(epochs=3),
         optimizer=OPTIMIZER,
         evaluation=Evaluation(max_length=2048, row_length=2048, batch_tokens=131_072, batch_size=128),
