@@ -31,8 +31,8 @@ class Objective:
 
 def trained_hidden(model: Any, micro_batch: MicroBatch) -> Float[Array, "g n d"]:
     """Hidden states at the trained positions of each group of rows; replies that share a prompt lie in branches."""
-    names = ("tokens", "positions", "segments", "trained_index")
-    return model(*(micro_batch[name] for name in names), branches=micro_batch.get("branches"))
+    given = tuple(micro_batch[name] for name in ("tokens", "positions", "segments", "trained_index"))
+    return model(*given, branches=micro_batch["branches"]) if "branches" in micro_batch else model(*given)
 
 
 def token_logprobs(
