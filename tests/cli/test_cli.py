@@ -207,7 +207,7 @@ def test_order_tells_what_comes_when_before_training(capsys, monkeypatch, reques
         "def study():\n"
         "    short = runpy.run_path('configs/practice.py')['study']()\n"
         "    source = dataclasses.replace(short.run.source, pool=8, num_valid=2, num_test=2, corpus_documents=120)\n"
-        "    short = dataclasses.replace(short, run=dataclasses.replace(short.run, source=source, vocab_size=420))\n"
+        "    short = dataclasses.replace(short, run=dataclasses.replace(short.run, source=source, over_long='drop'))\n"
         "    orders = (short.run.order, Sorted(by=Length()), Competence(by=Length(of='all')))\n"
         "    return dataclasses.replace(short, orders=orders, volumes=(8,), seeds=(0,))\n"
     )

@@ -11,7 +11,8 @@ from dynamics.data.difficulty import ALONE, GIVEN, IFD, Length, Level, ModelLoss
 from dynamics.data.mixture import Interleaved, Shuffled, document_key
 from dynamics.data.sources import Files, write_jsonl
 from dynamics.errors import UserError
-from dynamics.study.base import first_model
+from dynamics.model.sharding import MeshShape
+from dynamics.study.base import first_model, run_mesh
 from dynamics.study.cell import Training
 from dynamics.study.course import device_batches, mixture_of, plan_run
 from dynamics.study.difficulty import order_scores, pass_sums, trained_keys
@@ -71,6 +72,13 @@ def test_model_loss_and_ifd_are_the_losses_of_each_record_by_itself(workspace):
             alone += loss(model, document.tokens[part], document.trained[part]) * len(reply) / len(places)
         assert losses[key] == pytest.approx(given, rel=1e-4)
         assert ratios[key] == pytest.approx(given / alone, rel=1e-4)
+
+
+def test_a_mesh_gives_the_same_scores(workspace, tmp_path):
+    run = changed(by(ModelLoss()), mesh=MeshShape(data=2))
+    here = order_scores(by(ModelLoss()), workspace)
+    there = order_scores(run, Workspace(tmp_path), mesh=run_mesh(run))
+    assert there == pytest.approx(here, rel=1e-5)
 
 
 def test_a_pass_is_made_once_for_each_start_and_kind(workspace):
