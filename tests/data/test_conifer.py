@@ -281,9 +281,9 @@ def test_each_level_keeps_the_constraints_of_the_one_before():
 
 
 def test_the_rehearsal_has_the_published_proportions_and_shape():
-    source = ConiferRehearsal(conversations=1030, seed=1)
+    source = ConiferRehearsal(conversations=515, seed=1)
     records = {kind: source.load(kind, "train").records for kind in source.abilities()}
-    assert {kind: len(of) for kind, of in records.items()} == {"easy_to_hard": 1030, "internal": 98, "external": 233}
+    assert {kind: len(of) for kind, of in records.items()} == {"easy_to_hard": 515, "internal": 49, "external": 117}
     turns = [len(record.messages) // 2 for record in records["easy_to_hard"]]
     assert sum(turns) / len(turns) == pytest.approx(35_631 / 10_302, abs=0.1)
     assert max(turns) == 5
