@@ -293,7 +293,9 @@ def trained_cap(*plans: PackingPlan, groups: int, micro: int = 1) -> int:
     positions = rows * length // (groups * micro)
     most = 1
     for packing in plans:
-        shards = packing.trained_in_rows.reshape(packing.num_batches, groups * micro, -1).sum(axis=2)
+        shards = packing.trained_in_rows.reshape(packing.num_batches, groups * micro, rows // (groups * micro)).sum(
+            axis=2
+        )
         most = max(most, int(shards.max(initial=0)))
     step = -(-positions // (_CAP_STEPS * 128)) * 128
     return min(positions, -(-most // step) * step)
