@@ -64,9 +64,11 @@ def read_grids(results: Sequence[Mapping[str, Any]], *, abilities: Sequence[str]
     grids = []
     for variant in dict.fromkeys(variant_of(result, varying) for result in tuned) or [""]:
         mine = [result for result in tuned if variant_of(result, varying) == variant]
-        # A model before tuning depends on its size and source only, so it belongs to every order and ability set.
-        sources = {result["coords"].get("source") for result in mine or sized}
-        untuned = [r for r in sized if r["coords"]["volume"] == 0 and r["coords"].get("source") in sources]
+        # A model before tuning depends on its size, its source and what it starts after, so it belongs to every order,
+        # objective and ability set.
+        places = {(r["coords"].get("source"), r["coords"].get("after")) for r in mine or sized}
+        starts = [r for r in sized if r["coords"]["volume"] == 0]
+        untuned = [r for r in starts if (r["coords"].get("source"), r["coords"].get("after")) in places]
         labels = list(dict.fromkeys(r["coords"]["abilities"] for r in mine)) or ["all"]
         grids += [_grid(mine, untuned, variant, label, abilities) for label in labels]
     # The source that others are compared with comes first, whichever has more cells.
