@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -197,8 +199,15 @@ def published(tmp_path_factory):
     return Conifer(data_dir=str(folder), valid_share=0.1, test_share=0.2)
 
 
-def test_rows_of_the_published_shape_go_by_kind_and_by_split(published):
+def test_rows_of_the_published_shape_go_by_kind_and_by_split(published, tmp_path):
     counts = published.counts()
+    home = Path(published.data_dir)
+    other = shutil.copytree(home, tmp_path / "mine")  # found by whatever name, and from above by its own
+    assert all(
+        dataclasses.replace(published, data_dir=str(folder)).fingerprint() == published.fingerprint()
+        and dataclasses.replace(published, data_dir=str(folder)).counts() == counts
+        for folder in (other, home.parent)
+    )
     assert counts["easy_to_hard"] == 103
     assert counts["internal"] == 10
     assert counts["external"] == 24

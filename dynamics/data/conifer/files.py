@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from dynamics.data import shapes
 from dynamics.data.catalogue import entry
 from dynamics.data.conifer.feedback import HARDEST, exchanges_of, external, internal
 from dynamics.data.conifer.levels import Conversation, assemble, read_items, read_object
@@ -78,7 +79,7 @@ def read(data_dir: str | Path, *, on_bad_record: OnBadRecord) -> Conversations:
 def _read(data_dir: str, content: tuple[tuple[str, str], ...], on_bad_record: OnBadRecord) -> Conversations:
     del content  # part of the key only
     form, files = find(data_dir)
-    return _steps(files) if form == "steps" else _published(Path(data_dir), files, on_bad_record)
+    return _steps(files) if form == "steps" else _published(files, on_bad_record)
 
 
 def _steps(files: Sequence[Path]) -> Conversations:
@@ -98,12 +99,15 @@ def _steps(files: Sequence[Path]) -> Conversations:
     )
 
 
-def _published(folder: Path, files: Sequence[Path], on_bad_record: OnBadRecord) -> Conversations:
-    published = entry("conifer")
-    base = folder if published.found(folder, "train") else files[0].parent
-    loaded = published.read(base, "train", on_bad_record=on_bad_record)
+def _published(files: Sequence[Path], on_bad_record: OnBadRecord) -> Conversations:
+    loaded = [
+        shapes.read(
+            path, shapes.MESSAGES, ability="conifer", source=f"conifer/{path.name}", on_bad_record=on_bad_record
+        )
+        for path in files
+    ]
     by_kind: dict[str, list[Record]] = {}
-    for record in loaded.records:
+    for record in (record for one in loaded for record in one.records):
         by_kind.setdefault(kind_of(record), []).append(record)
     keys = question_keys(by_kind.get(EASY_TO_HARD, []))
     kinds = {
@@ -114,7 +118,7 @@ def _published(folder: Path, files: Sequence[Path], on_bad_record: OnBadRecord) 
         for kind in KINDS
         if kind in by_kind
     }
-    return Conversations(kinds=kinds, rejected=loaded.rejected)
+    return Conversations(kinds=kinds, rejected=tuple(line for one in loaded for line in one.rejected))
 
 
 def kind_of(record: Record) -> Kind:
