@@ -22,6 +22,8 @@ def train(options: argparse.Namespace) -> int:
         from dynamics.study.single import train_run
 
         run = load_run(options)
+        if run.order.difficulty is not None:
+            print(f"order: {run.order.name}; what comes when: dynamics data order {options.config}", file=sys.stderr)
         keep_programs(cache_folder())
         folder, scores = train_run(run, options.output, Workspace(cache_folder()), _Fraction())
         if is_lead():
@@ -43,6 +45,9 @@ def _print_scores(options: argparse.Namespace, folder: Path, scores: dict[str, A
         mean, chance = _mean(result["scores"]), _mean(result["chance"])
         nats = sum(result["loss_sums"]) / max(1, sum(result["num_tokens"]))
         print(f"  {ability:18} score {mean:.3f} (chance {chance:.3f})  loss {nats:.3f} nats/token")
+    for ability, told in scores.get("preferences", {"test": {}})["test"].items():
+        before, after = (_pair_means(told, when) for when in ("before", "after"))
+        print(f"  {ability:18} {len(told['ids'])} pairs: {before} -> {after}")
     for found in scores.get("benchmarks", ()):
         print(
             f"{found['benchmark']} {found['shots']}-shot after epoch {found['epoch']:g}: mean of tasks "
@@ -99,6 +104,22 @@ class _Fraction:
         spent = now - self._began
         left = f", about {spent / fraction - spent:.0f} s left" if fraction > 0.02 else ""
         print(f"{fraction:.0%} after {spent:.0f} s{left}", file=sys.stderr)
+
+
+def _pair_means(told: dict[str, Any], when: str) -> str:
+    """'loss 0.693, accuracy 0.500, margin +0.000', '-' for what no pair has."""
+    values = told[when]
+
+    def mean(name: str, weights: list[float]) -> float | None:
+        known = [(value, weight) for value, weight in zip(values[name], weights, strict=True) if value is not None]
+        total = sum(weight for _, weight in known)
+        return sum(value * weight for value, weight in known) / total if total else None
+
+    loss, accuracy, margin = (
+        mean("loss", values["count"]), mean("accuracy", told["weight"]), mean("margin", told["weight"])
+    )  # fmt: skip
+    signed = "-" if margin is None else f"{margin:+.3f}"
+    return f"loss {_number(loss)}, accuracy {_number(accuracy)}, margin {signed}"
 
 
 def _mean(values: list[float]) -> float:
