@@ -1,7 +1,9 @@
 """Options that several commands share, turned into settings."""
 
 import argparse
+import ast
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamics import config
@@ -47,6 +49,16 @@ def load_run(options: argparse.Namespace) -> "Run":
     if not isinstance(run, Run):
         raise UserError(f"{options.config}: run() returns {type(run).__name__}; return a dynamics.study.run.Run")
     return dataclasses.replace(run, source=_source(run.source, options))
+
+
+def function_of(path: str) -> str:
+    """'run' for a config that has only that, else 'study', whose absence is told when it is loaded."""
+    try:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return "study"
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return "run" if "run" in names and "study" not in names else "study"
 
 
 def _source(source: Any, options: argparse.Namespace) -> Any:

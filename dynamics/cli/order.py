@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamics.cli.options import load_study
+from dynamics.cli.options import function_of, load_run, load_study
 
 if TYPE_CHECKING:
     from dynamics.study.grid import Study
@@ -16,11 +16,11 @@ _SHOWN_EPOCHS = 6
 
 
 def order(options: argparse.Namespace) -> int:
-    """The orders of a study as a table, before anything is trained."""
+    """The orders of a study (or of the one run of a config) as a table, before anything is trained."""
     from dynamics.study.order_table import order_table
     from dynamics.study.prepare import Workspace, cache_folder
 
-    found = order_table(load_study(options), Workspace(cache_folder()))
+    found = order_table(_study(options), Workspace(cache_folder()))
     if options.out is not None:
         from dynamics.study.order_figures import save_order_figure
 
@@ -33,6 +33,15 @@ def order(options: argparse.Namespace) -> int:
     if options.out is not None:
         print(f"figure: {options.out}")
     return 0
+
+
+def _study(options: argparse.Namespace) -> "Study":
+    """The config's study; a config of one run is a study of its one order."""
+    if function_of(options.config) == "study":
+        return load_study(options)
+    from dynamics.study.grid import Study
+
+    return Study(name="run", run=load_run(options), base_cells=False)
 
 
 def point_to_orders(study: "Study", path: str) -> None:

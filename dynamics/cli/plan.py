@@ -1,14 +1,12 @@
 """`dynamics plan`: whether runs fit on machines, how long they take, what they cost."""
 
 import argparse
-import ast
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
-from dynamics.cli.options import load_run, load_study
+from dynamics.cli.options import function_of, load_run, load_study
 from dynamics.cli.stopping import orderly_on_sigterm
 from dynamics.errors import UserError
 
@@ -30,7 +28,7 @@ def plan(options: argparse.Namespace) -> int:
     prices = _prices(options.price, [machine.chip.name for machine in machines])
     if options.tokens_per_record < 1:
         raise UserError(f"--tokens-per-record {options.tokens_per_record}; give a whole number, 1 or more")
-    value = load_study(options) if _function(options.config) == "study" else load_run(options)
+    value = load_study(options) if function_of(options.config) == "study" else load_run(options)
     workspace = Workspace(cache_folder())
     compiler = None if options.estimate else Compiler(workspace.folder, on_progress=_Progress())
     if compiler is not None and any(machine.chip.is_tpu for machine in machines):
@@ -53,16 +51,6 @@ def _slices(text: str, slices: int) -> int:
     from dynamics.study.topologies import parse_topology
 
     return slices if parse_topology(text).chip.is_tpu else 1
-
-
-def _function(path: str) -> str:
-    """'run' for a config that has only that, else 'study', whose absence is told when it is loaded."""
-    try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, UnicodeDecodeError):
-        return "study"
-    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    return "run" if "run" in names and "study" not in names else "study"
 
 
 def _prices(given: list[str], chips: list[str]) -> dict[str, float]:
