@@ -210,9 +210,27 @@ def plot(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def described(measured: list[dict[str, Any]], *, rounds: int) -> dict[str, Any]:
+    results = compare(measured)
+    return {
+        "machine": f"{os.cpu_count()} x {platform.machine()}, {platform.system()}",
+        "load_average": os.getloadavg()[0],
+        "rounds": rounds,
+        "same_model": same_model(results),
+        "peers": results,
+    }
+
+
+def save(report: dict[str, Any], path: Path | None) -> None:
+    """What there is so far: a run that is broken off keeps the groups that it measured."""
+    if path is not None:
+        path.write_text(json.dumps(report, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each peer; 5 see every pair once")
+    parser.add_argument("--pairs", type=int, default=40, help="pairs in all, in eights")
     parser.add_argument("--curve-rounds", type=int, default=3, help="timed steps at each prompt length; 0: no curve")
     names = [peer.name for group in GROUPS for peer in group]
     parser.add_argument("--peers", nargs="+", choices=names, help="ours and these only")
@@ -225,24 +243,18 @@ def main() -> None:
         return
     chosen = [[peer for peer in group if not arguments.peers or peer.name in arguments.peers] for group in GROUPS]
     _, weights = prepare([peer for group in chosen for peer in group])
-    workload = write_pairs(BUILD / "pairs.npz", num=40)
-    measured = [
-        in_turns([OURS, *group], rounds=arguments.rounds, workload=workload, weights=weights)
-        for group in chosen
-        if group
-    ]
-    results = compare(measured)
-    report = {
-        "machine": f"{os.cpu_count()} x {platform.machine()}, {platform.system()}",
-        "load_average": os.getloadavg()[0],
-        "rounds": arguments.rounds,
-        "same_model": same_model(results),
-        "peers": results,
-    }
+    workload = write_pairs(BUILD / "pairs.npz", num=arguments.pairs)
+    measured: list[dict[str, Any]] = []
+    report: dict[str, Any] = {}
+    for group in chosen:
+        if group:
+            rounds = arguments.rounds
+            measured.append(in_turns([OURS, *group], rounds=rounds, workload=workload, weights=weights))
+            report = described(measured, rounds=rounds)
+            save(report, arguments.json)
     if arguments.curve_rounds:
         report["curve"] = curve(rounds=arguments.curve_rounds, weights=weights)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        save(report, arguments.json)
     if arguments.plot:
         plot(report, arguments.plot)
     print(table(report))
