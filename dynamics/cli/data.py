@@ -145,6 +145,8 @@ def _print_preview(view: dict[str, Any]) -> None:
     console.print(table)
     for name, count in view["counts"].items():
         console.print(f"{name}: {count:,}")
+    for line in view["differences"]:
+        console.print(f"not as published: {line}", markup=False)
     console.print("\nsample rows (what is [bold green]trained[/] on stands in green and between ⟦ ⟧)")
     for sample in view["samples"]:
         line = Text(f"{sample['ability']:18} ", style="bold")

@@ -158,6 +158,10 @@ class Source:
         """{ability: train records} that are known without the files, for plans only; nothing where nothing is known."""
         return {}
 
+    def differences(self) -> list[str]:
+        """In words, which counts of the files are not the published ones; nothing depends on them."""
+        return []
+
     def corpus(self) -> Iterator[str]:
         """Plain text to pre-train a base model and to train a tokenizer on; nothing of valid or test is in it."""
         raise NotImplementedError

@@ -62,6 +62,7 @@ def _view(study: Study, workspace: Workspace, rows: int) -> dict[str, Any]:
         "volumes": list(columns),
         "abilities": [_ability_row(pool, ability, slices) for ability in abilities],
         "counts": _counts(pool, abilities),
+        "differences": workspace.source(run).differences(),
         "samples": [part for ability in abilities for part in _samples(run, workspace, pool, ability, rows)],
         "plus": [],
     }

@@ -107,11 +107,7 @@ class Conifer(Source):
         }
 
     def differences(self) -> list[str]:
-        """A line for each count that is not the published one, which nothing depends on.
-
-        >>> Conifer(data_dir="data/conifer").differences()  # doctest: +SKIP
-        ['internal: 970 here, 977 published']
-        """
+        """A line for each: 'internal: 970 here, 977 published'."""
         return [
             f"{name}: {count:,} here, {PUBLISHED_COUNTS[name]:,} published"
             for name, count in self.counts().items()
