@@ -384,9 +384,8 @@ def _check_fit(
 ) -> None:
     if sizes.max(initial=0) > length:
         longest = int(np.argmax(sizes))
-        hint = "" if shared_prompt else ", share the prompt"
+        layout, hint = ("", "") if shared_prompt else (" with its prompt before each reply", " or share the prompt")
         raise UserError(
-            f"pair {store.keys[documents[longest]]} takes {sizes[longest]} tokens of a row"
-            f"{'' if shared_prompt else ' with its prompt before each reply'}, rows have {length}; "
-            f"use longer rows{hint} or a store made with a length policy for this layout"
+            f"pair {store.keys[documents[longest]]} takes {sizes[longest]} tokens of a row{layout}, "
+            f"rows have {length}; use longer rows{hint}, or prepare the pairs by a length policy for this layout"
         )

@@ -371,7 +371,7 @@ def test_caps_hold_every_shard_and_take_few_values(layouts, groups, micro):
         (
             lambda b: PairBatches.build(b.store, [KEYS], rows=1, length=12, shared_prompt=False),
             UserError,
-            r"pair math/\d+ takes \d+ tokens of a row with its prompt before each reply, rows have 12; .* share the",
+            r"pair math/\d+ takes \d+ tokens of a row with its prompt before each reply, rows have 12; .* or share",
         ),
     ],
 )
