@@ -149,7 +149,8 @@ class ProgressLine:
         made, spent = progress.done - progress.found, now - self._began
         line = f"{self._what}: {progress.done:,} of {'...' if progress.total is None else f'{progress.total:,}'}"
         if made:
-            line += f", {made / spent:,.0f} a second"
+            rate = made / spent
+            line += f", {rate:,.0f} a second" if rate >= 10 else f", {rate:.2g} a second"
             if progress.total is not None:
                 line += f", about {duration((progress.total - progress.done) * spent / made)} left"
         print(line, file=self._stream or sys.stderr, flush=True)
