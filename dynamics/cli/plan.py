@@ -19,8 +19,8 @@ def plan(options: argparse.Namespace) -> int:
     from dynamics.study.compiled import ENVIRONMENT, Compiler
 
     os.environ.update(ENVIRONMENT)  # before jax starts: nothing is computed here, so no accelerator is looked for
-    from dynamics.study.plan import Assumptions, jobs_of
     from dynamics.study.plan import plan as make
+    from dynamics.study.plan_jobs import Assumptions, jobs_of
     from dynamics.study.prepare import Workspace, cache_folder
     from dynamics.study.topologies import parse_topology
 

@@ -13,12 +13,21 @@ from dynamics.errors import UserError
 from dynamics.losses.dpo import DPO
 from dynamics.losses.kto import KTO
 from dynamics.losses.sft import SFT
+from dynamics.losses.simpo import SimPO
 from dynamics.pair import Pair
 from dynamics.record import Turn
 from dynamics.study.course import device_batches, plan_run, pool_counts
 from dynamics.study.grid import Study, objective_name
+from dynamics.study.plan import plan
+from dynamics.study.plan_jobs import Assumptions, jobs_of
+from dynamics.study.populations import groups
 from dynamics.study.prepare import Workspace, check_volumes
+from dynamics.study.preview import preview
+from dynamics.study.program import _batch as abstract_batch
 from dynamics.study.run import After, Batch, Budget, cell_id, is_preference
+from dynamics.study.speedup import of_records
+from dynamics.study.topologies import parse_topology
+from dynamics.study.workload import load_of
 
 from .tiny import RUN, changed
 
@@ -180,3 +189,52 @@ def test_objectives_are_an_axis_with_names_in_the_report():
     assert names == ["sft"] * 4 + [objective_name(DPO(beta=0.1))] * 2 + [objective_name(DPO(beta=0.5))] * 2
     assert len(set(names)) == 3
     assert config.from_json(config.to_json(study)) == study
+
+
+def test_a_plan_counts_the_first_stage_and_the_reference_pass_apart(workspace):
+    jobs = jobs_of(study_of(DPO_RUN, seeds=(0, 1)), workspace, Assumptions(tokens_per_record=64))
+    machine = plan(jobs, [parse_topology("v5e:2x2")], None, prices={})["machines"][0]
+    rows = [(cell["objective"], cell["after"] is not None, cell["volume"]) for cell in machine["cells"]]
+    first = [("sft", False, "base"), ("sft", False, 2), ("sft", False, 2)]
+    assert rows == [*first, ("dpo", True, 0), ("dpo", True, 0), ("dpo", True, 2), ("dpo", True, 2)]
+    passed = [cell["reference"] for cell in machine["cells"]]
+    assert passed[:5] == [None] * 5
+    held_out = sum(len(workspace.pair_store(DPO_RUN, split)) for split in ("valid", "test"))
+    assert passed[5]["pairs"] == DPO_RUN.volume * len(DPO_RUN.source.paired()) + held_out
+    assert machine["reference_hours"] == sum(one["hours"] for one in passed[5:])
+    free = jobs_of(changed(DPO_RUN, objective=SimPO()), workspace, Assumptions(tokens_per_record=64))
+    assert all(job.load is None or job.load.reference is None for job in free.jobs)
+
+
+def test_the_planned_batch_has_the_arrays_of_a_real_one(workspace):
+    (*_, job) = jobs_of(DPO_RUN, workspace, Assumptions(tokens_per_record=64)).jobs
+    planned = abstract_batch(job.program(parse_topology("v5e:2x2")))
+    (real,) = device_batches(plan_run(DPO_RUN, workspace)[0], groups=1, micro=1, prefetch=0)(0, 1)
+    assert {name: (array.shape, array.dtype) for name, array in planned.items()} == {
+        name: (array.shape, array.dtype) for name, array in real.items()
+    }
+
+
+def test_assumed_pairs_take_a_reply_more_than_records(workspace):
+    load = load_of(DPO_RUN, workspace, counted=False, tokens_per_record=64)
+    apart = load_of(changed(DPO_RUN, replies=Replies(shared_prompt=False)), workspace, counted=False,
+                    tokens_per_record=64)  # fmt: skip
+    assert load.num_reference == 20
+    assert load.reference.tokens == 20 * 96, "a prompt of 32 once, and two replies of 32"
+    assert apart.reference.tokens == 20 * 128
+
+
+def test_the_preview_shows_prompt_chosen_and_rejected(workspace):
+    shown = preview(study_of(changed(DPO_RUN, abilities=("math",))), workspace, rows=1)
+    (sample,) = shown["samples"]
+    assert [part["reply"] for part in sample["parts"]] == ["prompt", "chosen", "rejected"]
+    assert [part["trained"] for part in sample["parts"]] == [False, True, True]
+    assert shown["counts"]["pairs of one reply (judgements)"] == 0
+    assert [(part["name"], part["objective"]) for part in shown["plus"]] == [("pairs-before", "sft")]
+
+
+def test_preferences_are_no_members_of_a_population_and_the_speed_is_timed_on_records(workspace):
+    cells = study_of(DPO_RUN, objectives=(SFT(), DPO(beta=0.1)), seeds=(0, 1), base_cells=False).cells()
+    sizes = {tuple(cell.coords["objective"] for cell in group) for group in groups(cells, workspace)}
+    assert sizes == {("sft", "sft"), ("dpo",)}
+    assert list(of_records((DPO(beta=0.1), SFT()))) == [SFT()]
