@@ -18,8 +18,8 @@ The authors never published their hyper-parameters. Each setting here is one of
     models Mistral-7B-v0.1, LLaMA-2-13B      [known]
     13k Conifer + 53k ShareGPT = 66k         [known]; which of ShareGPT's 94k is not: [ours], drawn by hash
     easy to hard within a conversation       [known]
-    "<s>[INST] u [/INST] a </s>"             [known] (an author's answer): the space before </s>, and <s> again before
-                                             every turn of the user, are those of the template LLAMA2
+    "<s>[INST] u [/INST] a </s>"             [known] (an author's answer), with the space before </s>: the template
+                                             LLAMA2; that <s> comes again before every turn of the user is [ours]
     loss on the replies alone                [ours]
     rate 2e-5, cosine to 0                   [anchor] both
     warm-up over 0.1 of the steps            [anchor] handbook
