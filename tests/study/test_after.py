@@ -2,6 +2,9 @@
 
 import dataclasses
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from dynamics import config
 from dynamics.data.template import CHATML
 from dynamics.errors import UserError
-from dynamics.model.llama import LlamaConfig
+from dynamics.model.llama import LlamaConfig, abstract
 from dynamics.study.base import first_model
 from dynamics.study.execution import run_study
 from dynamics.study.folder import StudyFolder
@@ -172,3 +175,42 @@ def test_train_makes_what_is_missing_first_and_goes_on_after_a_kill(tmp_path, mo
     assert is_ready(stage, workspace)
     assert len(steps) == 4
     assert scores["run"]["steps"] == 2
+
+
+_KILLED = """
+import os, signal, sys
+from dynamics.study import cell
+from dynamics.study.prepare import Workspace
+from dynamics.study.run import cell_id
+from dynamics.study.single import train_run
+from tests.study.test_after import KILLED_AT_3, AFTER_IT
+
+whole = cell.Training.note
+
+def note(self, step):
+    if step == 3 and self.cell.id == cell_id(KILLED_AT_3):
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(self, step)
+
+cell.Training.note = note
+train_run(AFTER_IT, sys.argv[1], Workspace(sys.argv[2], workers=1), lambda fraction: None)
+"""
+KILLED_AT_3 = changed(FIRST, checkpoint_every=1, budget=Budget(updates=4), seed=9)
+AFTER_IT = changed(SECOND, base=After(run=KILLED_AT_3))
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_first_stage_loses_no_step_and_changes_no_bit(workspace, tmp_path):
+    root = Path(__file__).parents[2]
+    script = [sys.executable, "-c", _KILLED, str(tmp_path / "runs"), str(tmp_path / "cache")]
+    assert subprocess.run(script, cwd=root, check=False).returncode == -signal.SIGKILL
+    broken = Workspace(tmp_path / "cache", workers=1)
+    assert (stage_folder(KILLED_AT_3, broken).path / "checkpoints").is_dir()
+    _, scores = train_run(AFTER_IT, tmp_path / "runs", broken, lambda fraction: None)
+    _, whole = train_run(AFTER_IT, tmp_path / "whole", workspace, lambda fraction: None)
+    for split in ("valid", "test"):
+        assert scores[split] == whole[split]
+    folders = [stage_folder(KILLED_AT_3, one).path / "parameters" for one in (broken, workspace)]
+    shape = workspace.model_shape(AFTER_IT)
+    for mine, theirs in zip(*(leaves(load_params(one, abstract(shape))[0]) for one in folders), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
