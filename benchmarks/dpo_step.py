@@ -160,12 +160,11 @@ def table(report: dict[str, Any]) -> str:
         if "reference" in r:
             num = len(r["reference"][0])
             lines.append(f"| {name} | {r['reference_cpu_s'] / num:.2f} | {num / r['reference_wall_s']:.2f} |")
-    lines += [
-        "",
-        "| prompt, tokens | CPU-s a pair, shared | apart | apart / shared | tokens apart / shared |",
-        "|---|---|---|---|---|",
-    ]
-    for prompt, point in report.get("curve", {}).items():
+    points = report.get("curve", {})
+    if points:
+        lines += ["", "| prompt, tokens | CPU-s a pair, shared | apart | apart / shared | tokens apart / shared |"]
+        lines.append("|---|---|---|---|---|")
+    for prompt, point in points.items():
         shared, apart = (point["peers"][name] for name, _ in LAYOUTS)
         tokens = shared["tokens_per_pair"]
         lines.append(
@@ -199,13 +198,14 @@ def plot(report: dict[str, Any], path: Path) -> None:
     bars.axvline(report["peers"][OURS.name]["cpu_s_per_pair"], color="tab:blue", linestyle="--", linewidth=1)
     bars.legend(frameon=False)
     points = report.get("curve", {})
+    gains.set(xlabel="tokens of a prompt", ylabel="prompts apart / shared")
     gains.plot([int(p) for p in points], [point["apart_over_shared"] for point in points.values()], "o-", label="cost")
     tokens = [point["peers"]["shared"]["tokens_per_pair"] for point in points.values()]
     ideal = [count / (count - int(prompt)) for prompt, count in zip(points, tokens, strict=True)]
     gains.plot([int(p) for p in points], ideal, ":", color="gray", label="tokens")
     gains.set_xscale("log", base=2)
     gains.set_xticks([int(p) for p in points], list(points))
-    gains.set(xlabel="tokens of a prompt", ylabel="prompts apart / shared", ylim=(1, None))
+    gains.set_ylim(1, None)
     gains.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
