@@ -29,6 +29,10 @@ from dynamics.study.words import interval_text
 
 Result = Mapping[str, Any]
 _MOST_LINES = 6  # sentences of the finding; the rest stands beneath them
+_KNOWN = (
+    ": the margin grows by pushing down, as is known of losses that look at the difference alone (Pal et al. 2024, "
+    "arXiv 2402.13228)"
+)
 _QUANTITIES = (
     "loss_before", "loss", "loss_change", "accuracy_before", "accuracy", "ranking_before", "ranking", "ranking_change",
     "margin", "chosen_change", "rejected_change", "kl",
@@ -258,7 +262,12 @@ def lane_title(lane: Lane) -> str:
 
 def preference_lines(rows: Sequence[PreferenceRow]) -> list[str]:
     """What pairs did, in two sentences for each variant and size; every claim rests on an interval."""
-    return [line for row in summaries(rows) for line in (_loss_line(row), _replies_line(row)) if line]
+    lines: list[str] = []
+    for row in summaries(rows):
+        replies = _replies_line(row)
+        # What is known of it is said once.
+        lines += [_loss_line(row), replies.replace(_KNOWN, "") if any(_KNOWN in line for line in lines) else replies]
+    return [line for line in lines if line]
 
 
 def summaries(rows: Sequence[PreferenceRow]) -> list[PreferenceRow]:
@@ -292,10 +301,7 @@ def _replies_line(row: PreferenceRow) -> str:
         return ""
     both = f"chosen {signed_text(chosen)}, rejected {signed_text(rejected)} nats a reply"
     if chosen.negative and rejected.negative and rejected.value < chosen.value:
-        return (
-            f"Both replies became less likely, the rejected one more so ({both}): the margin grows by pushing down, as "
-            "is known of losses that look at the difference alone (Pal et al. 2024, arXiv 2402.13228)."
-        )
+        return f"Both replies became less likely, the rejected one more so ({both}){_KNOWN}."
     if chosen.positive and not rejected.positive:
         return f"The chosen reply became likelier, the rejected one did not ({both})."
     return f"Log-probability of the replies against before: {both}."

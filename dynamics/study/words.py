@@ -140,6 +140,13 @@ def duration(seconds: int | float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
+def _one_untuned(growth: Growth) -> bool:
+    """Whether volume 0 is one model for each size, and not one for each seed."""
+    if 0 not in growth.grid.volumes:
+        return False
+    return bool((growth.grid.done[:, :, growth.grid.volumes.index(0)].sum(axis=0) <= 1).all())
+
+
 def caveats(growths: Sequence[Growth], cells: Mapping[str, Any], *, seeds: int = 0) -> list[str]:
     """What a reader must know before believing the numbers. `seeds`: the most behind a number that no growth has."""
     said = []
@@ -153,7 +160,7 @@ def caveats(growths: Sequence[Growth], cells: Mapping[str, Any], *, seeds: int =
         said.append("One seed only: intervals cover the choice of test items, not the randomness of training.")
     elif seeds == 2:
         said.append("Two seeds: the seeds' part of every interval rests on one difference and is itself uncertain.")
-    if any(0 in growth.grid.volumes for growth in growths) and seeds > 1:
+    if any(_one_untuned(growth) for growth in growths) and seeds > 1:
         said.append(
             "Volume 0 is the base model before instruction tuning, one per size: its interval covers items only."
         )
