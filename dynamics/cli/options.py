@@ -24,7 +24,13 @@ def load_study(options: argparse.Namespace) -> "Study":
         raise UserError(f"{options.config}: study() returns {type(study).__name__}; return a dynamics.study.grid.Study")
     for assignment in getattr(options, "set", []):
         study = _assigned(study, assignment)
-    return study.map_runs(lambda run: dataclasses.replace(run, source=_source(run.source, options)))
+    own = {source for grid in study.grids() for source in (grid.run.source, *grid.sources)}
+
+    def with_options(run: "Run") -> "Run":
+        # What runs start after may have learned from other data, which the command line does not name.
+        return dataclasses.replace(run, source=_source(run.source, options)) if run.source in own else run
+
+    return study.map_runs(with_options)
 
 
 def _assigned(study: "Study", assignment: str) -> "Study":
@@ -48,7 +54,16 @@ def load_run(options: argparse.Namespace) -> "Run":
     run = config.override(config.load(options.config, function="run"), getattr(options, "set", []))
     if not isinstance(run, Run):
         raise UserError(f"{options.config}: run() returns {type(run).__name__}; return a dynamics.study.run.Run")
-    return dataclasses.replace(run, source=_source(run.source, options))
+    return _with_source(run, run.source, options)
+
+
+def _with_source(run: "Run", own: Any, options: argparse.Namespace) -> "Run":
+    """The run, and those it starts after, with the command line's changes to the source where it is `own`."""
+    from dynamics.study.run import After
+
+    if isinstance(run.base, After):
+        run = dataclasses.replace(run, base=After(run=_with_source(run.base.run, own, options)))
+    return dataclasses.replace(run, source=_source(run.source, options)) if run.source == own else run
 
 
 def function_of(path: str) -> str:

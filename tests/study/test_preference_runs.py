@@ -1,11 +1,13 @@
 """Runs that learn from pairs: what they read, how it becomes batches, and what is refused before training."""
 
+import argparse
 import dataclasses
 
 import numpy as np
 import pytest
 
 from dynamics import config
+from dynamics.cli.options import load_run, load_study
 from dynamics.data.pair_batches import PairBatches, pair_caps
 from dynamics.data.pair_files import PairFiles
 from dynamics.data.replies import Replies
@@ -238,3 +240,18 @@ def test_preferences_are_no_members_of_a_population_and_the_speed_is_timed_on_re
     sizes = {tuple(cell.coords["objective"] for cell in group) for group in groups(cells, workspace)}
     assert sizes == {("sft", "sft"), ("dpo",)}
     assert list(of_records((DPO(beta=0.1), SFT()))) == [SFT()]
+
+
+def test_a_data_folder_of_the_command_line_is_that_of_the_runs_own_source(tmp_path, own):
+    config_file = tmp_path / "two.py"
+    config_file.write_text(
+        "from dataclasses import replace\n"
+        "from dynamics.data.pair_files import PairFiles\n"
+        "from dynamics.study.grid import Study\n"
+        "from tests.study.test_preference_runs import DPO_RUN\n"
+        "def run(): return replace(DPO_RUN, source=PairFiles(data_dir='nowhere'))\n"
+        "def study(): return Study(name='two', run=run())\n"
+    )
+    options = argparse.Namespace(config=str(config_file), set=[], data_dir=str(own), on_bad_record=None)
+    for run in (load_run(options), load_study(options).run):
+        assert (run.source.data_dir, run.base.run.source) == (str(own), DPO_RUN.source)
