@@ -7,13 +7,13 @@
 Data: dpo_en_demo.json and dpo_zh_demo.json of LLaMA-Factory (300 pairs each), in the folder sft_dpo_demo of the sample
 data (DYNAMICS_DATA_DIR, else ../shared/data). A tenth of the prompts are valid, a tenth test, by hash.
 
-Every parameter is trained: 200 pairs of each language, once, 58 steps or so of about seven pairs. Prompts keep their
+Every parameter is trained: 200 pairs of each language, once, 56 steps of about seven pairs. Prompts keep their
 last 128 tokens and prompt and reply 256 together, so most pairs are cut; run.json counts them. Reading pairs at full
 length takes three times as long. The references (log-probabilities under the model as it is) are computed first and
 kept: a second run with another objective or rate finds them. An interrupted run goes on where it was.
 
-Expect: 20 to 25 minutes on 2 CPU cores with nothing else to do, and 8 GB of memory (reckoned from a few steps: 23
-CPU-seconds a step, 3 a batch of references). The held-out margin rises from 0 and the loss falls below ln 2 = 0.693.
+Expect: about 20 minutes on 2 CPU cores with nothing else to do, and 8 GB of memory (reckoned from a few steps: 24
+CPU-seconds a step, 3 a batch of references). The held-out margin should rise from 0 and the loss fall below ln 2.
 """
 
 import dataclasses
