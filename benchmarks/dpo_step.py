@@ -198,7 +198,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     bars.axvline(report["peers"][OURS.name]["cpu_s_per_pair"], color="tab:blue", linestyle="--", linewidth=1)
     bars.legend(frameon=False)
     points = report.get("curve", {})
-    gains.set(xlabel="tokens of a prompt", ylabel="prompts apart / shared")
+    gains.set(xlabel="tokens of a prompt", ylabel="prompts apart / shared", visible=bool(points))
     gains.plot([int(p) for p in points], [point["apart_over_shared"] for point in points.values()], "o-", label="cost")
     tokens = [point["peers"]["shared"]["tokens_per_pair"] for point in points.values()]
     ideal = [count / (count - int(prompt)) for prompt, count in zip(points, tokens, strict=True)]
