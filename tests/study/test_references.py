@@ -272,6 +272,7 @@ def test_a_model_before_training_costs_nothing_and_is_indifferent(unbroken, work
     assert scores["chosen"]["step"] == 0
 
 
+@pytest.mark.slow
 def test_the_reference_of_adapters_is_the_frozen_model_as_it_is_kept(run, workspace, tmp_path):
     rounded = changed(run, adapter=Lora(rank=2, alpha=2.0, base_dtype="bfloat16"))
     training = Training(as_cell(rounded), CellFolder(tmp_path / "cell"), workspace, lambda fraction: None)
