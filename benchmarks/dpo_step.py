@@ -36,7 +36,7 @@ GROUPS = ((APART, TRL, TRL_ONCE), (TUNIX,))
 COMPARED = ("chosen_logprob", "rejected_logprob")
 
 # Prompt length: rows and their length, shared and apart. The least length that holds two pairs in most rows.
-CURVE = {64: ((4, 512), (4, 640)), 256: ((4, 1024), (4, 1280)), 1024: ((4, 2560), (4, 2560))}
+CURVE = {64: ((4, 512), (4, 640)), 256: ((4, 1024), (4, 1536)), 1024: ((4, 2560), (4, 2560))}
 
 Samples = list[dict[str, Any]]
 
