@@ -36,7 +36,7 @@ study: $(STAMP) ## run the practice study and print the path of its report (STUD
 	$(BIN)/dynamics study run "$(STUDY)"
 
 test: $(DEV) ## run the test suite (at most 10 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow" tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" tests
 
 test-slow: $(DEV) ## run the long tests, each one named
 	$(BIN)/python -m pytest -m slow -v --timeout 3600 --durations=0 tests
