@@ -295,8 +295,8 @@ def mixture_lines(mixtures: Mixtures) -> list[str]:
             ]
             if each:
                 lines.append(
-                    f"Mixtures at size {size}, {mean}, against the baseline of {rows[0].records:,} curated records"
-                    f"{_few_seeds(rows[0].num_seeds, most)}: {', '.join(each)} points."
+                    f"Mixtures at size {size}, {mean}, against the baseline of {rows[0].records:,} "
+                    f"{mixtures.baseline}{_few_seeds(rows[0].num_seeds, most)}: {', '.join(each)} points."
                 )
     return lines
 

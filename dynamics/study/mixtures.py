@@ -1,8 +1,8 @@
 """Mixtures: variants of one volume set against the baseline, and the benchmarks that were asked of any cell.
 
-The baseline is the same size trained on curated records, every ability alike, at the largest volume. Mixtures have one
-volume each, so they have no curve; what they have is a score for each ability, and a difference from the baseline with
-the same items and seeds drawn on both sides.
+The baseline is the same size trained on curated records, every ability alike, at the largest volume; where no source is
+curated, the variant that has most cells. Mixtures have one volume each, so they have no curve; what they have is a score
+for each ability, and a difference from the baseline with the same items and seeds drawn on both sides.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dynamics.study.gather import EVEN, baseline_variant, records_of, variant_of, varying_coords, volume_of
+from dynamics.study.gather import EVEN, HUMAN, baseline_variant, records_of, variant_of, varying_coords, volume_of
 from dynamics.study.pairs import chances, paired_scores, side_by_side
 from dynamics.study.points import Bootstrap, Interval, interval
 
@@ -39,6 +39,7 @@ class Mixtures:
     """Every mixture of a study, by size, the baseline of a size first."""
 
     bootstrap: Bootstrap
+    baseline: str  # in words: "curated records", or "records" and a variant's name
     chance: dict[str, float]
     rows: tuple[Mixture, ...]
 
@@ -115,7 +116,15 @@ def mixtures(results: Sequence[Result], *, bootstrap: Bootstrap | None = None) -
                 differences={a: interval(d, level=bootstrap.level) for a, d in compared.items()},
             )
         )
-    return Mixtures(bootstrap=bootstrap, chance=chances(items), rows=tuple(rows))
+    return Mixtures(bootstrap=bootstrap, baseline=_baseline_words(results), chance=chances(items), rows=tuple(rows))
+
+
+def _baseline_words(results: Sequence[Result]) -> str:
+    tuned = [r for r in results if r["coords"].get("params") is not None and r["coords"]["volume"] != 0]
+    if any(r["coords"].get("source") == HUMAN for r in tuned):
+        return f"{HUMAN} records"
+    name = baseline_variant(tuned, varying_coords(tuned))
+    return f"records ({name})" if name else "records"
 
 
 def labeled_cells(results: Sequence[Result]) -> Iterator[tuple[str, int, Result]]:
