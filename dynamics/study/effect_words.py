@@ -31,6 +31,8 @@ def effect_findings(found: Sequence[Effect]) -> list[Finding]:
 
 def _main(effect: Effect) -> list[str]:
     test = effect.tests[OVERALL]
+    if test.p is None and len(effect.seeds) > 1:
+        return [f"{_tried(effect)} score the same in every one of {_seeds(effect)}."]
     if test.p is None:
         return [
             f"Not answered: {_tried(effect)} with {_seeds(effect)}, so there is nothing to compare a difference with."

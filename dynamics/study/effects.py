@@ -31,7 +31,7 @@ from scipy.stats import t as student
 from dynamics.seeds import stream
 from dynamics.study.gather import HUMAN, volume_of
 from dynamics.study.pairs import chances, paired_scores, side_by_side
-from dynamics.study.points import Bootstrap, Interval, interval, seed_points, with_means
+from dynamics.study.points import ROUNDING, Bootstrap, Interval, interval, seed_points, with_means
 from dynamics.study.transfer import discoveries
 
 Result = Mapping[str, Any]
@@ -40,13 +40,14 @@ AXES = {"order": "order", "objective": "objective", "after": "first stage", "sou
 _REFERENCE = ("shuffled", "interleaved")  # the order that others are compared with, where it is there
 _MOST_EXACT = 20_000  # shufflings; where there are more, so many are drawn
 _POWER = 0.8
+NEAR = 0.05  # volumes of two sources that differ by less are one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Test:
     """One ability, or a mean over several, in one setting."""
 
-    p: float | None  # None: one seed, or nothing varies
+    p: float | None  # None: one seed, or no choice differs from another
     clear: bool  # after testing all abilities of the setting at once; a mean is tested by itself
     detectable: float | None  # score points in [0, 1]
     spread: float  # best choice minus worst
@@ -95,20 +96,33 @@ def _settings(tuned: Sequence[Result], axis: str) -> dict[str, list[Result]]:
     apart = (axis, "seed", "params", "records")
     names = sorted({key for r in tuned for key in r["coords"]} - {*apart, "size", "volume"})
     varying = [key for key in names if len({json.dumps(r["coords"].get(key)) for r in tuned}) > 1]
-    groups: dict[str, list[Result]] = {}
+    groups: dict[tuple[str, tuple[str, ...]], list[Result]] = {}
     for result in tuned:
         coords = result["coords"]
-        told = [f"{coords[key]}" for key in varying if coords.get(key) is not None]
-        # Records made by another arrangement of the same data may be a few more or fewer.
-        words = [str(coords["size"]), _volume_words(result, axis), *told]
-        groups.setdefault(", ".join(word for word in words if word), []).append(result)
-    return {words: cells for words, cells in groups.items() if len({_choice(r, axis) for r in cells}) > 1}
+        told = tuple(f"{coords[key]}" for key in varying if coords.get(key) is not None)
+        groups.setdefault((str(coords["size"]), told), []).append(result)
+    found: dict[str, list[Result]] = {}
+    for (size, told), cells in groups.items():
+        for volume, alike in _by_volume(cells, near=axis == "source"):
+            found[", ".join([size, f"{volume} records per ability", *told])] = alike
+    return {words: cells for words, cells in found.items() if len({_choice(r, axis) for r in cells}) > 1}
 
 
-def _volume_words(result: Result, axis: str) -> str:
-    if axis == "source" and result["coords"]["volume"] == "full":
-        return "all records"
-    return f"{volume_of(result):,} records per ability"
+def _by_volume(cells: Sequence[Result], *, near: bool) -> list[tuple[str, list[Result]]]:
+    """(volume in words, its cells). `near`: sources may hold a few records more or less of the same data, so volumes
+    within 5 % of the smallest stand together."""
+    groups: list[list[Result]] = []
+    for result in sorted(cells, key=volume_of):
+        first = volume_of(groups[-1][0]) if groups else 0
+        if groups and volume_of(result) <= first * (1 + NEAR if near else 1):
+            groups[-1].append(result)
+        else:
+            groups.append([result])
+    ends = [(volume_of(group[0]), volume_of(group[-1])) for group in groups]
+    return [
+        (f"{low:,}" if low == high else f"{low:,} to {high:,}", group)
+        for (low, high), group in zip(ends, groups, strict=True)
+    ]
 
 
 def _choice(result: Result, axis: str) -> str:
@@ -163,11 +177,13 @@ def _ranked(choices: list[str]) -> list[str]:
 def _shufflings(num_seeds: int, num_choices: int, seed: int) -> tuple[np.ndarray, bool]:
     """Orders of the choices inside each block, int [shufflings, seeds, choices], as they are first; whether all are
     there. A shuffling of all blocks alike changes no spread, so the first block stays as it is."""
+    if num_seeds < 2:
+        return np.arange(num_choices)[None, None], True
     each = math.factorial(num_choices)
-    if each ** max(0, num_seeds - 1) <= _MOST_EXACT:
+    if each ** (num_seeds - 1) <= _MOST_EXACT:
         orders = np.array(list(itertools.permutations(range(num_choices))))
-        others = itertools.product(range(each), repeat=max(0, num_seeds - 1))
-        return np.array([orders[[0, *rest][:num_seeds]] for rest in others]), True
+        others = itertools.product(range(each), repeat=num_seeds - 1)
+        return np.array([orders[[0, *rest]] for rest in others]), True
     draw = stream(seed, "permutation", num_seeds, num_choices)
     drawn = np.argsort(draw.random((_MOST_EXACT, num_seeds, num_choices)), axis=-1)
     return np.concatenate([np.broadcast_to(np.arange(num_choices), (1, num_seeds, num_choices)), drawn]), False
@@ -188,7 +204,7 @@ def _test(values: Float[np.ndarray, "seeds choices"], shufflings: np.ndarray) ->
     num_seeds, num_choices = values.shape
     means = values.mean(axis=0)
     spread = float(means.max() - means.min()) if np.isfinite(values).all() else float("nan")
-    if num_seeds < 2 or not np.isfinite(values).all() or np.ptp(values) == 0:
+    if num_seeds < 2 or not np.isfinite(values).all() or np.ptp(values, axis=1).max() < ROUNDING:
         return Test(p=None, clear=False, detectable=None, spread=spread)
     shuffled = np.take_along_axis(np.broadcast_to(values, shufflings.shape), shufflings, axis=-1).mean(axis=1)
     statistic = shuffled.var(axis=-1)

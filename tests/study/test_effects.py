@@ -72,6 +72,36 @@ def test_one_seed_answers_nothing():
     assert effect_findings(found)[0].lines[0].startswith("Not answered: 2 choices (shuffled, interleaved) with 1 seed")
 
 
+def test_many_choices_of_one_seed_cost_nothing():
+    shufflings, exact = _shufflings(1, 12, seed=0)
+    assert exact
+    assert shufflings.shape == (1, 1, 12)
+
+
+def test_equal_scores_are_told_as_such():
+    cells = make_results(sizes=("0.2m",), volumes=(0, 256))
+    cells += [
+        {**cell, "cell": f"{cell['cell']}x", "coords": {**cell["coords"], "order": "shuffled"}}
+        for cell in cells
+        if cell["coords"]["volume"]
+    ]
+    line = effect_findings(effects(cells, bootstrap=FEW))[0].lines[0]
+    assert line == "2 choices (shuffled, interleaved) score the same in every one of 3 seeds."
+
+
+def test_sources_of_nearly_the_same_data_are_compared_and_others_are_not():
+    cells = study({"interleaved": 0.0})
+    others = [
+        {**cell, "cell": f"{cell['cell']}{name}", "coords": {**cell["coords"], "source": name, "volume": volume}}
+        for cell in cells
+        if cell["coords"]["volume"]
+        for name, volume in (("hard only", 255), ("half", 128))
+    ]
+    (effect,) = effects([*cells, *others], bootstrap=FEW)
+    assert effect.choices == ("hard only", "practice")
+    assert effect.setting == "0.2m, 255 to 256 records per ability"
+
+
 def test_without_choices_there_is_no_question():
     assert effects(study({"interleaved": 0.0}), bootstrap=FEW) == []
 
