@@ -125,8 +125,9 @@ def _compute(
 ) -> Float32[np.ndarray, "documents sides"]:
     """`known` with the missing sums, which are written as they come; whatever ends the pass, what is done is kept."""
     whole, rest = (pair_batches(run, cache.store, documents) for documents in (wanted, missing))
-    # The program of an unbroken pass, whatever is left of it: other shapes could round otherwise.
-    shape = pair_shape(whole, mesh=mesh)
+    # The program of an unbroken pass, whatever is left of it: other shapes could round otherwise. What an earlier slice
+    # leaves out of the middle packs in another way, and may need more room.
+    shape = pair_shape(whole, rest, mesh=mesh)
     pending: list[tuple[np.ndarray, np.ndarray]] = []
     saved, done = time.monotonic(), len(wanted) - len(missing)
     try:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from dynamics import config
+from dynamics.data.pair_files import PairFiles
 from dynamics.data.replies import Replies
 from dynamics.data.template import CHATML
 from dynamics.eval.preferences import reply_scores
@@ -101,6 +102,27 @@ def test_a_larger_slice_computes_only_what_is_missing(run, workspace, whole, tmp
     assert (seen[0] > 5, seen[-1]) == (True, len(store))
     np.testing.assert_array_equal(more[:5], few[:5])
     np.testing.assert_allclose(more, all_of_them, rtol=1e-6)
+
+
+def test_what_an_earlier_slice_leaves_out_may_pack_more_tightly(run, tmp_path):
+    lengths = [1, 12] * 12  # what the long ones train on is more, two to a row, than of rows with short ones between
+    rows = [
+        {"prompt": f"give me {number}", "chosen": "yes " * length, "rejected": "no " * length}
+        for number, length in enumerate(lengths)
+    ]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    source = PairFiles(data_dir=str(tmp_path), files=(("politeness", "pairs.json"),), valid_share=0.1, test_share=0.1)
+    uneven = changed(run, source=source, vocab_size=372)
+    here = Workspace(tmp_path / "cache", workers=1)
+    store = here.pair_store(uneven, "train")
+    short = [key for key, tokens in zip(store.keys, store.num_tokens, strict=True) if tokens < 30]
+    asked = Model(uneven, here)
+    earlier = references(uneven, store, short, here, asked)
+    found = references(uneven, store, store.keys, here, asked)
+    assert asked.calls == 2
+    assert np.isfinite(found).all()
+    kept = store.indices(short)
+    np.testing.assert_array_equal(found[kept], earlier[kept])
 
 
 def test_an_interrupted_pass_goes_on_to_the_same_bits(run, workspace, whole, tmp_path):
