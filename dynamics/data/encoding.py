@@ -6,7 +6,15 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from dynamics.data.packing import LengthCounts, OverLong, apply_length_policy
-from dynamics.data.replies import Branched, Replies, ReplyCounts, encode_replies, fit_replies, mismatched_replies
+from dynamics.data.replies import (
+    MISMATCHED,
+    Branched,
+    Replies,
+    ReplyCounts,
+    encode_replies,
+    fit_replies,
+    mismatched_replies,
+)
 from dynamics.data.shards import Document
 from dynamics.data.sources import Source
 from dynamics.data.template import Encoded, Template, encode
@@ -77,8 +85,11 @@ class Conversations(Work):
 class PairReplies(Work):
     """A pair is a document under a template: its prompt once, then its replies (see `replies.py`).
 
-    With `mismatched` each has a reply to another prompt too, of the next pair of the same part that has one.
-    `judgements` counts the pairs of one reply, `no_mismatch` those that no other prompt was found for.
+    With `mismatched` each has a reply to another prompt too, of the next pair of the same part of the store that asks
+    something else: drawn here, over all pairs of the part, before any run takes a slice of them. It leaves the pair's
+    own tokens, and which pairs are kept, as they are without. `judgements` counts the pairs of one reply, `no_mismatch`
+    those kept without a reply to another prompt: there was none, or no room for it (`mismatches_left_out`). `uncut` of
+    a document tells what it lost of its own tokens.
     """
 
     template: Template
@@ -100,9 +111,10 @@ class PairReplies(Work):
                 fitted, done = fit_replies(whole, self.replies, length=self.length, policy=self.over_long, key=item.key)
                 policy += done
                 if fitted is not None:
-                    kept.append(Document(key=item.key, encoded=fitted.document(), uncut=len(whole)))
+                    lost = _own_tokens(whole) - _own_tokens(fitted)
+                    kept.append(Document(key=item.key, encoded=fitted.document(), uncut=len(fitted) + lost))
                     judgements += pair.chosen is None or pair.rejected is None
-                    no_mismatch += self.mismatched and other is None
+                    no_mismatch += self.mismatched and fitted.replies[-1].branch != MISMATCHED
             documents += kept
             counts[ability] = {
                 "records": len(mine), **asdict(policy), "judgements": judgements, "no_mismatch": no_mismatch,
@@ -136,6 +148,11 @@ class PlainText(Work):
                 encoded = Encoded(tokens=piece, trained=np.ones(len(piece), dtype=np.bool_))
                 documents.append(Document(key=f"{item.key}/{start}", encoded=encoded, uncut=len(piece)))
         return documents, {"": {"records": len(items)} | _totals([one.encoded for one in documents])}
+
+
+def _own_tokens(pair: Branched) -> int:
+    """Those of prompt, chosen and rejected, the prompt once."""
+    return len(pair.prompt) + sum(len(reply) for reply in pair.replies if reply.branch != MISMATCHED)
 
 
 def _totals(documents: Sequence[Encoded]) -> dict[str, int]:

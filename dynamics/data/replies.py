@@ -42,7 +42,15 @@ class Replies:
         a reply beyond max_length - prompt              from the right
         the replies, where a row cannot hold them all   from the right, the longer reply first
 
-    A reply that was cut has no end token. A pair of which a reply has no token left is dropped, and counted.
+    A reply that was cut has no end token. A pair of which a reply has no token left is dropped, and so is one whose
+    replies are the same tokens, cut or not: nothing can be preferred. Both are counted.
+
+    What is cut off a prompt's left is whatever stands there: begin of text, system turn and the header of the first
+    turn go before the question does, and nothing is put back. TRL's `truncation_mode="keep_end"` does the same.
+
+    A reply to another prompt (KTO) decides nothing about a pair's own tokens: prompt, chosen and rejected are fitted as
+    if it were not there. Then it is cut from the right, whatever `over_long` says, to max_length - prompt and to the
+    room that the row has left; where no room is left the pair stays without it. Both are counted.
     """
 
     shared_prompt: bool = True
@@ -153,6 +161,9 @@ class ReplyCounts:
     replies_cut: int = 0  # of the truncated, those of which a reply lost tokens
     dropped: int = 0  # for being too long
     no_trained_token: int = 0  # dropped because no token of some reply was left
+    same_replies: int = 0  # dropped because chosen and rejected are the same tokens, cut or from the start
+    mismatches_cut: int = 0  # of the kept, those whose reply to another prompt was cut
+    mismatches_left_out: int = 0  # of the kept, those whose row had no room for it
 
     def __add__(self, other: "ReplyCounts") -> "ReplyCounts":
         mine, theirs = asdict(self), asdict(other)
@@ -163,6 +174,21 @@ def fit_replies(
     pair: Branched, replies: Replies, *, length: int, policy: OverLong, key: str = ""
 ) -> tuple[Branched | None, ReplyCounts]:
     """A pair that fits a row of `length` tokens (see `Replies`), None where there is none, and what was done."""
+    own = Branched(prompt=pair.prompt, replies=tuple(one for one in pair.replies if one.branch != MISMATCHED))
+    fitted, counts = _fit_own(own, replies, length=length, policy=policy, key=key)
+    if fitted is None or len(own.replies) == len(pair.replies):
+        return fitted, counts
+    whole = pair.replies[-1]
+    added = whole.cut(_room(fitted, replies, length))
+    if not added.trained.any():
+        return fitted, counts + ReplyCounts(mismatches_left_out=1)
+    counts += ReplyCounts(mismatches_cut=int(len(added) < len(whole)))
+    return Branched(prompt=fitted.prompt, replies=(*fitted.replies, added)), counts
+
+
+def _fit_own(
+    pair: Branched, replies: Replies, *, length: int, policy: OverLong, key: str
+) -> tuple[Branched | None, ReplyCounts]:
     problem = _problem(pair, replies, length)
     if problem is not None and policy == "error":
         raise UserError(
@@ -179,6 +205,13 @@ def fit_replies(
                 "which counts it"
             )
         return None, ReplyCounts(no_trained_token=1)
+    if _same(fitted.replies):
+        if policy == "error":
+            raise UserError(
+                f"pair {key} has two replies of the same tokens, so nothing can be preferred; leave it out or use the "
+                "policy 'drop', which counts it"
+            )
+        return None, ReplyCounts(same_replies=1)
     was = [len(one) for one in pair.replies]
     now = [len(one) for one in fitted.replies]
     return fitted, ReplyCounts(
@@ -187,6 +220,17 @@ def fit_replies(
         prompts_cut=int(len(fitted.prompt) < len(pair.prompt)),
         replies_cut=int(now != was),
     )
+
+
+def _same(replies: tuple[Reply, ...]) -> bool:
+    return len(replies) == 2 and np.array_equal(replies[0].tokens, replies[1].tokens)
+
+
+def _room(fitted: Branched, replies: Replies, length: int) -> int:
+    """Tokens that a further reply may have; 0 for none."""
+    own, prompt = fitted.size(shared_prompt=replies.shared_prompt), len(fitted.prompt)
+    left = length - own - (0 if replies.shared_prompt else prompt)
+    return max(0, min(left, (replies.max_length or length) - prompt))
 
 
 def _problem(pair: Branched, replies: Replies, length: int) -> str | None:
@@ -239,6 +283,10 @@ def mismatched_replies(pairs: Sequence[Pair]) -> list[str | None]:
 
     Chosen and rejected by turns, or the one that there is. TRL takes the reply of the neighboring example of a batch,
     whatever its prompt: two judgements of one prompt beside each other then mismatch nothing.
+
+    It is drawn once, when the store of all pairs is made: among the pairs of one part of that store (4,096 pairs,
+    of any of its abilities), kept ones or not, and before a run takes its slice. So the reply to another
+    prompt may be of a pair that the run does not train on, and it is the same one at every volume and in every epoch.
 
     Source: Ethayarajh et al. 2024, "KTO", section 4.2 (the estimate of z0).
     """

@@ -168,7 +168,9 @@ def _store_counts(store: TokenStore | None) -> dict[str, int]:
     notes = [] if store is None else list(store.notes["abilities"].values())
     names = {
         "pairs_rejected": "rejected", "pairs_truncated": "truncated", "pairs_dropped": "dropped",
-        "pairs_untrained": "no_trained_token", "judgements": "judgements", "no_mismatch": "no_mismatch",
+        "pairs_untrained": "no_trained_token", "same_replies": "same_replies",
+        "judgements": "judgements", "no_mismatch": "no_mismatch", "mismatches_cut": "mismatches_cut",
+        "mismatches_left_out": "mismatches_left_out",
     }  # fmt: skip
     counted = {name: sum(note.get(field, 0) for note in notes) for name, field in names.items()}
     return {"pairs": 0 if store is None else len(store)} | counted

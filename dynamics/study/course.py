@@ -183,14 +183,18 @@ def _resolve(batches: Batches, *, budget: Budget, epoch: int) -> tuple[str, int,
     return bound_by, documents, steps
 
 
-_OF_PAIRS = ("prompts_cut", "replies_cut", "judgements", "no_mismatch", "weighted")
+_OF_PAIRS = (
+    "prompts_cut", "replies_cut", "same_replies", "judgements", "no_mismatch", "mismatches_cut", "mismatches_left_out",
+    "weighted",
+)  # fmt: skip
 
 
 def pool_counts(pool: Pool, slices: Slices) -> dict[str, int]:
     """Counts of a slice: its records, those cut to the row, and what its abilities lost before slicing.
 
-    Of pairs also, in their abilities before slicing: those whose prompt or replies were cut, of one reply
-    (judgements), without a reply of another prompt where one is needed, and of a weight other than 1.
+    Of pairs also, in their abilities before slicing: those whose prompt or replies were cut, dropped for two replies of
+    the same tokens, of one reply (judgements), without a reply to another prompt where one is needed or with one that
+    was cut, without one for want of room, and of a weight other than 1.
     """
     abilities = list(slices.groups)
     keys = {f"{ability}/{id}" for ability, ids in slices.groups.items() for id in ids}

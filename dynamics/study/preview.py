@@ -99,7 +99,10 @@ def _counts(pool: Pool, abilities: tuple[str, ...]) -> dict[str, int]:
             "rejected": "lines rejected", "prompts_cut": "pairs whose prompt was cut",
             "replies_cut": "pairs of which a reply was cut", "dropped": "pairs dropped as too long",
             "no_trained_token": "pairs without a trained token", "judgements": "pairs of one reply (judgements)",
-            "no_mismatch": "pairs without a reply to another prompt", "weighted": "pairs of a weight other than 1",
+            "same_replies": "pairs dropped whose replies are the same tokens",
+            "no_mismatch": "pairs without a reply to another prompt",
+            "mismatches_cut": "pairs whose reply to another prompt was cut",
+            "weighted": "pairs of a weight other than 1",
         }  # fmt: skip
         return {words: sum(pool.pairs[one].get(name, 0) for one in abilities) for name, words in told.items()}
     return {

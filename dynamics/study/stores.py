@@ -103,6 +103,7 @@ def pair_plan(run: Run, tokenizer: Tokenizer, split: str) -> StorePlan:
             "over_long": run.over_long,
             "replies": config.to_plain(run.replies),
             "mismatched": mismatched,
+            "fitted": 2,  # how pairs are cut to rows: since 2 the mismatched reply last, and no equal replies
             "version": RESULTS_VERSION,
         },
         source=run.source,

@@ -1,5 +1,6 @@
 """Laws of pairs as documents: replies are what the template writes after the prompt, and every cut is counted."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,7 @@ def slow_cut(pair: Branched, replies: Replies, length: int) -> tuple[int, list[i
 
 @given(
     prompt=st.integers(1, 20),
-    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=3),
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=2),
     max_prompt=st.none() | st.integers(1, 12),
     more=st.none() | st.integers(1, 15),
     shared_prompt=st.booleans(),
@@ -171,6 +172,65 @@ def test_cutting_takes_the_prompt_from_the_left_and_the_longer_reply_first(
     dropped, counts = fit_replies(given_pair, replies, length=length, policy="drop")
     assert (dropped is None) == any(changed)
     assert counts == (ReplyCounts(dropped=1) if any(changed) else ReplyCounts(kept=1))
+
+
+@given(
+    prompt=st.integers(1, 12),
+    sizes=st.lists(st.integers(1, 12), min_size=2, max_size=2),
+    other=st.integers(1, 30),
+    limits=st.tuples(st.none() | st.integers(1, 8), st.none() | st.integers(1, 8)),
+    shared_prompt=st.booleans(),
+    length=st.integers(2, 40),
+    policy=st.sampled_from(["error", "drop", "truncate"]),
+)
+def test_a_reply_to_another_prompt_decides_nothing_about_the_pairs_own_tokens(
+    prompt, sizes, other, limits, shared_prompt, length, policy
+):
+    max_prompt, more = limits
+    most = None if more is None else (max_prompt or 1) + more
+    replies = Replies(shared_prompt=shared_prompt, max_prompt=max_prompt, max_length=most)
+    own, whole = branched(prompt, *sizes), branched(prompt, *sizes, other)
+    try:
+        without, counts = fit_replies(own, replies, length=length, policy=policy)
+    except UserError as refused:
+        with pytest.raises(UserError, match=re.escape(str(refused))):
+            fit_replies(whole, replies, length=length, policy=policy)
+        return
+    fitted, told = fit_replies(whole, replies, length=length, policy=policy)
+    if without is None:
+        assert (fitted, told) == (None, counts)
+        return
+    assert fitted is not None
+    mine, theirs = fitted.document(), without.document()
+    for name in ("tokens", "trained", "branches"):
+        assert getattr(mine, name)[: len(theirs)].tolist() == getattr(theirs, name).tolist()
+    assert fitted.size(shared_prompt=shared_prompt) <= length
+    # As long as the limits and the row allow, token by token.
+    added, kept = len(fitted) - len(without), len(without.prompt)
+    longer = min(added + 1, other)
+    taken = without.size(shared_prompt=shared_prompt) + longer + (0 if shared_prompt else kept)
+    assert added == other or taken > length or kept + longer > (most or length)
+    assert fitted.longest <= min(length, most or length)
+    expected = ReplyCounts(mismatches_cut=0 < added < other, mismatches_left_out=added == 0)
+    assert told == counts + expected
+
+
+def test_replies_that_are_the_same_tokens_are_dropped_and_counted():
+    def of(*rests: int) -> Branched:
+        made = [
+            Reply(branch=branch, tokens=np.array([7, 8, 9, rest], np.int32), trained=np.ones(4, np.bool_))
+            for branch, rest in enumerate(rests, 1)
+        ]
+        return Branched(prompt=np.arange(2, dtype=np.int32), replies=tuple(made))
+
+    same = (None, ReplyCounts(same_replies=1))
+    assert fit_replies(of(1, 2), Replies(max_length=5), length=20, policy="truncate") == same
+    assert fit_replies(of(1, 2, 3), Replies(max_length=5), length=20, policy="truncate") == same
+    assert fit_replies(of(1, 1), Replies(), length=20, policy="drop") == same
+    assert fit_replies(of(1, 2, 1), Replies(), length=20, policy="drop")[1] == ReplyCounts(kept=1)
+    assert fit_replies(of(1, 2), Replies(), length=20, policy="error")[1] == ReplyCounts(kept=1)
+    with pytest.raises(UserError, match="pair a has two replies of the same tokens, so nothing can be preferred"):
+        fit_replies(of(1, 1), Replies(), length=20, policy="error", key="a")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +336,30 @@ def test_any_number_of_workers_writes_the_same_pairs(tmp_path):
         first, second = ({path.name: path.read_bytes() for path in store.folder.iterdir()} for store in stores)
         assert first == second
         assert stores[0].branch_lengths.tolist() == stores[1].branch_lengths.tolist()
-        assert stores[0].branch_lengths[:, 3].all() == mismatched
+        assert stores[0].branch_lengths[:, 3].any() == mismatched
+
+
+@pytest.mark.parametrize("over_long", ["drop", "truncate"])
+def test_pairs_and_their_tokens_are_the_same_with_replies_to_other_prompts(over_long):
+    items, tokenizer = list(PairItems(Asked(), "train")), small("bytes", tokenizer_specials(CHATML))
+    kept, told = [], []
+    for mismatched in (False, True):
+        work = PairReplies(
+            length=90, template=CHATML, replies=Replies(max_prompt=30), over_long=over_long, mismatched=mismatched
+        )
+        documents, counts = work(tokenizer, items)
+        kept.append(
+            [
+                (one.key, one.encoded.tokens[one.encoded.branches < 3].tolist(), one.uncut > len(one.encoded))
+                for one in documents
+            ]
+        )
+        told.append(counts)
+    assert kept[0] == kept[1]
+    differ = {name for of in told[0] for name in told[0][of] if told[0][of][name] != told[1][of][name]}
+    assert differ <= {"tokens", "trained", "no_mismatch", "mismatches_cut", "mismatches_left_out"}
+    for counts in told[1].values():
+        assert counts["no_mismatch"] == counts["mismatches_left_out"]
 
 
 def test_a_store_holds_the_pairs_as_encoded_and_its_notes_count_them(tmp_path):
@@ -293,14 +376,17 @@ def test_a_store_holds_the_pairs_as_encoded_and_its_notes_count_them(tmp_path):
         for name in ("tokens", "trained", "branches"):
             assert getattr(found, name).tolist() == getattr(wanted, name).tolist()
         assert store.branch_lengths[index].tolist() == np.bincount(wanted.branches, minlength=8).tolist()
-        assert (store.num_uncut[index], store.num_trained[index]) == (len(whole), wanted.num_trained)
+        own = len(encode_replies(CHATML, tokenizer, item.content))
+        lost = own - int((wanted.branches < 3).sum())
+        assert (store.num_uncut[index], store.num_trained[index]) == (len(wanted) + lost, wanted.num_trained)
     for ability in ("code", "math"):
         told = store.notes["abilities"][ability]
         mine = [index for index, item in enumerate(items) if item.ability == ability]
         cut = int((store.num_uncut > store.num_tokens)[mine].sum())
         assert told["truncated"] == cut > 0 < told["prompts_cut"]
         assert 0 < told["replies_cut"] <= cut
-        assert (told["records"], told["kept"], told["judgements"], told["no_mismatch"]) == (10, 10, 2, 0)
+        alone = int((store.branch_lengths[mine, 3] == 0).sum())
+        assert (told["records"], told["kept"], told["judgements"], told["no_mismatch"]) == (10, 10, 2, alone)
         assert told["tokens"] == int(store.num_tokens[mine].sum())
 
 
