@@ -237,10 +237,13 @@ class Workspace:
         }
         key = config.fingerprint(identity)
         if key not in self.memory:
-            records, rejected = _evaluation_records(self.source(run), split, may_lack=is_preference(run))
+            records, rejected = _evaluation_records(self.source(run), split, may_lack=True)
             prepared = prepare_evaluation(records, tokenizer, run.template, run.evaluation, row_shards=row_shards)
-            self.memory[key] = (prepared, len(rejected))
-        return self.memory[key]
+            self.memory[key] = (prepared, len(rejected), len(records))
+        prepared, num_rejected, num_records = self.memory[key]
+        if not num_records:  # asked of every run: one that may do without may have prepared it
+            _check_scored(run.source, split, may_lack=is_preference(run))
+        return prepared, num_rejected
 
     def write_rejected(self, path: Path, runs: Sequence[Run]) -> int:
         """Every rejected line of the runs' sources in one file; returns how many. None gives no file."""
@@ -321,10 +324,17 @@ def _evaluation_records(source: Source, split: str, *, may_lack: bool) -> tuple[
     """The records that models are scored on. Runs that learn from preferences may do without (`may_lack`)."""
     loaded = [source.load(ability, split) for ability in source.evaluated()]
     records = [record for one in loaded for record in one.records]
-    if not records and not (may_lack and not loaded):
-        hint = "; asked=True asks its held-out pairs as questions" if source.paired() and not loaded else ""
-        raise UserError(f"source {source.name!r} has no {split} records; a study needs valid and test records{hint}")
+    if not records:
+        _check_scored(source, split, may_lack=may_lack)
     return records, [line for one in loaded for line in one.rejected]
+
+
+def _check_scored(source: Source, split: str, *, may_lack: bool) -> None:
+    """UserError for a source whose split has no records, unless it is scored on none and that may be."""
+    scored = bool(source.evaluated())
+    if scored or not may_lack:
+        hint = "; asked=True asks its held-out pairs as questions" if source.paired() and not scored else ""
+        raise UserError(f"source {source.name!r} has no {split} records; a study needs valid and test records{hint}")
 
 
 def _pool(store: TokenStore, abilities: Sequence[str]) -> Pool:

@@ -146,6 +146,9 @@ def test_pairs_of_ones_own_need_no_records(workspace, own):
     assert source.evaluated() == ()
     prepared, rejected = workspace.evaluation(run, "valid", row_shards=1)
     assert (len(prepared.prompts), prepared.packed, rejected) == (0, prepared.packed, 0)
+    for _ in range(2):  # also where this process has it prepared for a run that may do without
+        with pytest.raises(UserError, match=r"has no valid records; .*asked=True"):
+            workspace.evaluation(changed(run, objective=SFT()), "valid", row_shards=1)
     train = workspace.pair_store(run, "train")
     stores = [workspace.pair_store(run, split) for split in ("train", "valid", "test")]
     assert sum(0 if store is None else len(store) for store in stores) == 20
