@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -253,7 +252,7 @@ class Training:
                 if self.preferences is not None:
                     self.preferences.start_over()
                 if is_lead():
-                    remove_checkpoints(self.folder)
+                    self.folder.remove_checkpoints()
                 barrier("removed")
                 return self.start()
         if self.run.adapter is None:
@@ -391,9 +390,3 @@ def train_cell(cell: Cell, folder: CellFolder, workspace: Workspace, report: Rep
                 log=log, on_metrics=lambda at, _: training.note(at),
             )  # fmt: skip
     return training.finish(trained)
-
-
-def remove_checkpoints(folder: CellFolder) -> None:
-    """What only an unfinished cell needs."""
-    for name in ("checkpoints", "best"):
-        shutil.rmtree(folder.path / name, ignore_errors=True)

@@ -13,6 +13,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -89,6 +90,11 @@ class CellFolder:
 
     def clear_failure(self) -> None:
         self.failed_file.unlink(missing_ok=True)
+
+    def remove_checkpoints(self) -> None:
+        """What only an unfinished cell needs."""
+        for name in ("checkpoints", "best"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[bool]:

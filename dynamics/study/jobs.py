@@ -15,13 +15,13 @@ from dynamics.errors import UserError
 from dynamics.eval.benchmarks import Benchmark
 from dynamics.model.llama import abstract
 from dynamics.study.base import base_folder, base_is_ready, base_parameters
-from dynamics.study.cell import remove_checkpoints, train_cell
+from dynamics.study.cell import train_cell
 from dynamics.study.folder import CellFolder, StudyFolder, write_json
 from dynamics.study.grid import Cell
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import After, Base, Budget, Run, benchmarks_of, volumes
 from dynamics.study.schedule import Job
-from dynamics.study.stage import adopt, is_ready, stage_cell, stage_folder
+from dynamics.study.stage import adopt, is_ready, set_aside_damaged, stage_cell, stage_folder
 from dynamics.study.workers import Tell
 from dynamics.train.distributed import agree, failed_everywhere, is_lead, several
 
@@ -160,16 +160,23 @@ def do_job(message: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
 def run_stage(
     cell: Cell, workspace: Workspace, report: Callable[[float], None], *, found: CellFolder | None = None
 ) -> dict[str, Any]:
-    """Run a cell of the cache, which other runs start after; taken from `found` where that has finished it."""
+    """Run a cell of the cache, which other runs start after; taken from `found` where that has finished it.
+
+    One that is finished with parameters that were damaged since is run again.
+    """
+    set_aside_damaged(cell.run, workspace)
     return run_cell(cell, stage_folder(cell.run, workspace), workspace, report, found=found)
 
 
 def make_stage(run: Run, workspace: Workspace, report: Callable[[float], None]) -> None:
-    """Train the run that this run starts after where it is missing, waiting while another process trains it.
+    """Train the run that this run starts after where it is missing or damaged, waiting while another process does.
 
     Raises UserError with its reason where it fails.
     """
-    if not isinstance(run.base, After) or agree(is_ready(run.base.run, workspace)):
+    if not isinstance(run.base, After):
+        return
+    set_aside_damaged(run.base.run, workspace)
+    if agree(is_ready(run.base.run, workspace)):
         return
     cell = stage_cell(run.base.run, workspace)
     while (end := run_stage(cell, workspace, report))["state"] == "busy":
@@ -211,7 +218,7 @@ def run_cell(
             return agree(write_failure(folder, error) if is_lead() else {})
         if is_lead():
             folder.clear_failure()
-            remove_checkpoints(folder)
+            folder.remove_checkpoints()
         return {"state": "done", "ran": True, "notes": scores["run"]["walked_back"]}
 
 

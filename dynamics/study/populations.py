@@ -14,10 +14,10 @@ import jax
 
 from dynamics import config
 from dynamics.errors import UserError
-from dynamics.study.cell import Training, remove_checkpoints
+from dynamics.study.cell import Training
 from dynamics.study.folder import CellFolder, StudyFolder, write_json
 from dynamics.study.grid import Cell
-from dynamics.study.jobs import model_parameters, run_cell, write_failure
+from dynamics.study.jobs import make_stage, model_parameters, run_cell, write_failure
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import is_preference
 from dynamics.study.stage import adopt, stage_folder
@@ -83,6 +83,7 @@ def run_population(
 def _open(
     cell: Cell, folder: CellFolder, workspace: Workspace, report: Report, stack: contextlib.ExitStack
 ) -> tuple[Training, Log]:
+    make_stage(cell.run, workspace, lambda fraction: None)
     training = Training(cell, folder, workspace, lambda fraction: report(cell.id, fraction))
     if training.mesh is not None:
         raise UserError(
@@ -159,5 +160,5 @@ def _finish(training: Training, trained: TrainedPopulation, index: int) -> dict[
     except Exception as error:
         return write_failure(training.folder, error)
     training.folder.clear_failure()
-    remove_checkpoints(training.folder)
+    training.folder.remove_checkpoints()
     return {"state": "done", "ran": True}

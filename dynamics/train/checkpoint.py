@@ -282,6 +282,20 @@ def load_array(folder: str | Path, name: str) -> np.ndarray:
         raise _unusable(Path(folder), damage) from damage
 
 
+def verify_params(folder: str | Path) -> None:
+    """Compare every array of the folder with its digest, one at a time. For one process alone.
+
+    Raises UserError when the folder is missing or damaged.
+    """
+    manifest = read_manifest(folder)
+    for name, array in manifest.arrays.items():
+        wanted = {name: _placed(jax.ShapeDtypeStruct(array["shape"], array["dtype"]))}
+        try:
+            _verified(Path(folder).absolute(), manifest, wanted, partly=True)
+        except Damaged as damage:
+            raise _unusable(Path(folder), damage) from damage
+
+
 def read_manifest(folder: str | Path) -> Manifest:
     """What a checkpoint says about itself, without reading its arrays; UserError when it is missing or damaged."""
     folder = Path(folder).absolute()

@@ -16,14 +16,14 @@ from dynamics.errors import UserError
 from dynamics.model.llama import LlamaConfig, abstract
 from dynamics.study.base import first_model
 from dynamics.study.execution import run_study
-from dynamics.study.folder import StudyFolder
+from dynamics.study.folder import CellFolder, StudyFolder
 from dynamics.study.grid import Study
 from dynamics.study.jobs import make_stage, needed_jobs, run_stage
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import After, Budget, cell_id, start_identity
 from dynamics.study.single import train_run
-from dynamics.study.stage import is_ready, stage_cell, stage_folder
-from dynamics.train.checkpoint import load_params
+from dynamics.study.stage import adopt, is_ready, stage_cell, stage_folder
+from dynamics.train.checkpoint import load_params, read_manifest
 
 from .tiny import RUN, SIZE, STUDY, changed
 
@@ -114,6 +114,30 @@ def test_a_finished_cell_of_the_study_is_not_trained_again_for_those_after_it(wo
     assert (end["state"], end["ran"]) == ("done", False)
     assert is_ready(other, workspace)
     assert needed_jobs(after, workspace, home) == []
+
+
+def test_a_damaged_first_stage_is_not_taken_but_told_and_trained_again(workspace, tmp_path, capsys):
+    stage = changed(FIRST, seed=6)
+    after, cell = changed(SECOND, base=After(run=stage)), stage_cell(stage, workspace)
+    make_stage(after, workspace, lambda fraction: None)
+    folder = stage_folder(stage, workspace)
+    written = read_manifest(folder.path / "parameters").arrays
+    largest = max((folder.path / "parameters" / "arrays").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    home = CellFolder(tmp_path / cell.id)
+    home.path.mkdir()
+    assert not adopt(cell, home, folder)
+    assert f"the finished run in {folder.path} is not taken" in capsys.readouterr().err
+    make_stage(after, workspace, lambda fraction: None)
+    told = capsys.readouterr().err
+    assert (f"damaged-1-{cell.id} and made anew" in told, "do not match their digest" in told) == (True, True)
+    assert read_manifest(folder.path / "parameters").arrays == written
+    for left in ("checkpoints", "best"):
+        (home.path / left / "00000001").mkdir(parents=True)
+    assert adopt(cell, home, folder)
+    assert {path.name for path in home.path.iterdir()} == {"run.json", "metrics.jsonl", "parameters", "scores.json"}
 
 
 def test_chains_need_their_base_model_first(tmp_path):
