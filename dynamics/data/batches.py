@@ -68,7 +68,7 @@ class Batches:
         return store.num_tokens[documents]
 
     @property
-    def layout(self) -> dict[str, bool]:
+    def layout(self) -> dict[str, int]:
         """What decides where tokens lie, beside the plan, and is kept with it."""
         return {name: getattr(self, name) for name in self.layout_names}
 
@@ -133,7 +133,7 @@ class Batches:
                 rows, length = (int(number) for number in saved["header"])
                 packing = PackingPlan(rows=rows, length=length, **{name: saved[name] for name in _PLANNED})
                 documents, sizes, fingerprint = saved["documents"], saved["epoch_sizes"], str(saved["fingerprint"])
-                layout = {name: bool(saved[name]) for name in saved.files if name not in (*_PLANNED, *_SAVED)}
+                layout = {name: saved[name].item() for name in saved.files if name not in (*_PLANNED, *_SAVED)}
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is not a whole plan of batches ({error}); remove it to plan anew") from error
         if tuple(layout) != cls.layout_names:

@@ -30,6 +30,7 @@ from jaxtyping import Float32, Int32, Int64, Shaped
 
 from dynamics.data.batches import Batches, DeviceBatch, HostBatch, trained_cap
 from dynamics.data.packing import PackingPlan, plan
+from dynamics.data.pair_pieces import pair_pieces
 from dynamics.data.replies import MISMATCHED
 from dynamics.data.store import TokenStore
 from dynamics.errors import UserError
@@ -39,9 +40,13 @@ _LEAST_PAIRS = 8  # of a shard that programs are compiled for; then powers of tw
 
 
 class PairBatches(Batches):
-    """The batches of a run over pairs (see `Batches`). `reference` and `weights` are of the store's documents."""
+    """The batches of a run over pairs (see `Batches`). `reference` and `weights` are of the store's documents.
 
-    layout_names: ClassVar[tuple[str, ...]] = ("shared_prompt",)
+    `sides` are the columns of a pair's values: 2 (chosen, rejected), or 3 with mismatched replies. It belongs to the
+    objective: a store may happen to hold no mismatched reply where one is asked for, such as one of a single pair.
+    """
+
+    layout_names: ClassVar[tuple[str, ...]] = ("shared_prompt", "sides")
 
     def __init__(
         self,
@@ -51,8 +56,10 @@ class PairBatches(Batches):
         *,
         epoch_sizes: Sequence[int],
         shared_prompt: bool,
+        sides: int | None = None,
     ) -> None:
         self.shared_prompt = shared_prompt
+        self.sides = _checked_sides(store, sides)
         self.reference: Float32[np.ndarray, "documents sides"] | None = None
         self.weights: Float32[np.ndarray, " documents"] | None = None
         super().__init__(store, documents, packing, epoch_sizes=epoch_sizes)
@@ -65,13 +72,15 @@ class PairBatches(Batches):
         rows: int,
         length: int,
         shared_prompt: bool = True,
+        sides: int | None = None,
         documents_per_row: int | None = None,
         documents_per_batch: int | None = None,
         mix_epochs: bool = True,
     ) -> "PairBatches":
         """Plan the batches of pairs named by key, a list for each epoch; everything else as `Batches.build`.
 
-        Without `shared_prompt` the prompt stands before each reply of the pair, in the same row.
+        Without `shared_prompt` the prompt stands before each reply of the pair, in the same row. `sides` None: 3 where
+        the store has mismatched replies, else 2.
         """
         documents = np.concatenate([store.indices(keys) for keys in epochs] or [np.zeros(0, np.int64)])
         epoch_sizes = [len(keys) for keys in epochs]
@@ -86,13 +95,18 @@ class PairBatches(Batches):
             documents_per_batch=documents_per_batch,
             new_batch_at=() if mix_epochs else np.cumsum(epoch_sizes).tolist(),
         )
-        return PairBatches(store, documents, packing, epoch_sizes=epoch_sizes, shared_prompt=shared_prompt)
+        return PairBatches(store, documents, packing, epoch_sizes=epoch_sizes, shared_prompt=shared_prompt, sides=sides)
 
     @staticmethod
     def sizes(
-        store: TokenStore, documents: Int64[np.ndarray, " documents"], *, shared_prompt: bool = True
+        store: TokenStore,
+        documents: Int64[np.ndarray, " documents"],
+        *,
+        shared_prompt: bool = True,
+        sides: int | None = None,
     ) -> Int32[np.ndarray, " documents"]:
-        """Tokens of a row that each of these pairs takes."""
+        """Tokens of a row that each of these pairs takes, however many `sides` its values have."""
+        del sides
         lengths = store.branch_lengths[documents]
         replies = lengths[:, 1:]
         assert not lengths[:, MISMATCHED + 1 :].any(), "a pair has three replies at most"
@@ -105,11 +119,6 @@ class PairBatches(Batches):
             )
         prompts = 1 if shared_prompt else np.count_nonzero(replies, axis=1)
         return (prompts * lengths[:, 0] + replies.sum(axis=1)).astype(np.int32)
-
-    @cached_property
-    def sides(self) -> int:
-        """Columns of a pair's values: 2 (chosen, rejected), or 3 where the store has mismatched replies."""
-        return 3 if self.store.branch_lengths[:, MISMATCHED].any() else 2
 
     @property
     def saved(self) -> float:
@@ -149,15 +158,19 @@ class PairBatches(Batches):
     def with_rows(self, rows: int) -> "PairBatches":
         """The same pairs at the same places, with the same values, in batches of another number of rows."""
         other = PairBatches(
-            self.store, self.documents, self.plan.with_rows(rows), epoch_sizes=self.epoch_sizes, **self.layout
-        )
+            self.store, self.documents, self.plan.with_rows(rows), epoch_sizes=self.epoch_sizes,
+            shared_prompt=self.shared_prompt, sides=self.sides,
+        )  # fmt: skip
         other.reference, other.weights = self.reference, self.weights
         return other
 
     @cached_property
     def fingerprint(self) -> str:
         """As `Batches.fingerprint`, and of the layout and the weights; the reference follows from what made it."""
-        state = xxhash.xxh3_64(f"pairs 1 {super().fingerprint} {self.layout}".encode())
+        layout = {"shared_prompt": self.shared_prompt}
+        if self.sides != _sides_of(self.store):  # else it follows from the tokens
+            layout |= {"sides": self.sides}
+        state = xxhash.xxh3_64(f"pairs 1 {super().fingerprint} {layout}".encode())
         if self.weights is not None:
             state.update(np.ascontiguousarray(self.weights[self.documents], dtype="<f4").tobytes())
         return state.hexdigest()
@@ -187,7 +200,7 @@ class PairBatches(Batches):
             documents = self.documents[mine]
             row, segment = self.plan.row[mine].astype(np.int64) - first_row, self.plan.segment[mine].astype(np.int64)
             tokens, trained = self.store.read(documents)
-            pieces = _pieces(self.store.branch_lengths[documents], self.sides, shared_prompt=self.shared_prompt)
+            pieces = pair_pieces(self.store.branch_lengths[documents], self.sides, shared_prompt=self.shared_prompt)
             start = row * length + self.plan.offset[mine]  # of each pair, in all rows
             sizes = pieces["size"]
             ends = np.cumsum(sizes)
@@ -323,55 +336,25 @@ def pair_caps(*batches: PairBatches, groups: int, micro: int = 1) -> tuple[int, 
     return cap, max(_LEAST_PAIRS, 1 << (most - 1).bit_length())
 
 
+def _sides_of(store: TokenStore) -> int:
+    return 3 if store.branch_lengths[:, MISMATCHED].any() else 2
+
+
+def _checked_sides(store: TokenStore, sides: int | None) -> int:
+    least = _sides_of(store)
+    if sides is None:
+        return least
+    if sides not in (2, 3) or sides < least:
+        raise UserError(
+            f"sides={sides} of the pairs of {store.folder}, which have up to {least} replies; give 2, or 3 where an "
+            "objective asks for mismatched replies"
+        )
+    return sides
+
+
 def _before(counts: Shaped[np.ndarray, "shards rows"]) -> Int64[np.ndarray, "shards rows"]:
     """How many there are in the earlier rows of each shard."""
     return np.cumsum(counts, axis=1, dtype=np.int64) - counts
-
-
-def _pieces(
-    lengths: Int32[np.ndarray, "pairs branches"], sides: int, *, shared_prompt: bool
-) -> dict[str, Int64[np.ndarray, " pieces"]]:
-    """The runs of tokens that these pairs are laid out in, pair by pair:
-
-    pair        which of them
-    branch      0 of a prompt
-    size        tokens, one or more
-    source      of the first among the tokens of all these pairs
-    place       of the first, from where the pair starts in its row
-    position    of the first, as the model sees it
-    predictor   of the first, from where the pair starts; of a prompt it means nothing
-    sequence    1 and more, among those of the pair, where the prompt is not shared
-    """
-    num, lengths = len(lengths), lengths[:, : 1 + sides].astype(np.int64)
-    prompt = lengths[:, :1]
-    total = lengths.sum(axis=1)
-    begins = (np.cumsum(total) - total)[:, None]
-    starts = begins + np.cumsum(lengths, axis=1) - lengths  # of each branch, among the tokens of all these pairs
-    branch = np.arange(1 + sides)[None]
-    if shared_prompt:
-        size, source, position = lengths, starts, np.where(branch > 0, prompt, 0)
-        sequence = np.ones_like(size)
-    else:
-        # prompt, reply, prompt, reply, ...: the prompt of a reply that there is not is left out with it.
-        reply = lengths[:, 1:]
-        size = np.stack([np.where(reply > 0, prompt, 0), reply], axis=2).reshape(num, -1)
-        source = np.stack([np.broadcast_to(begins, reply.shape), starts[:, 1:]], axis=2).reshape(num, -1)
-        position = np.tile(np.concatenate([np.zeros_like(prompt), prompt], axis=1), (1, sides))
-        branch = np.stack([np.zeros(sides, np.int64), np.arange(1, 1 + sides)], axis=1).reshape(1, -1)
-        sequence = np.broadcast_to(np.repeat(np.arange(1, 1 + sides), 2)[None], size.shape)
-    place = np.cumsum(size, axis=1) - size
-    predictor = np.broadcast_to(prompt - 1, size.shape) if shared_prompt else place - 1
-    columns = {
-        "pair": np.broadcast_to(np.arange(num)[:, None], size.shape),
-        "branch": np.broadcast_to(branch, size.shape),
-        "size": size,
-        "source": source,
-        "place": place,
-        "position": position,
-        "predictor": predictor,
-        "sequence": sequence,
-    }
-    return {name: column[size > 0] for name, column in columns.items()}
 
 
 def _check_fit(

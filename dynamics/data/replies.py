@@ -46,7 +46,9 @@ class Replies:
     replies are the same tokens, cut or not: nothing can be preferred. Both are counted.
 
     What is cut off a prompt's left is whatever stands there: begin of text, system turn and the header of the first
-    turn go before the question does, and nothing is put back. TRL's `truncation_mode="keep_end"` does the same.
+    turn go before the question does, and nothing is put back. TRL has no limit of the prompt alone: it cuts prompt and
+    reply together to max_length, from the right, or from the left with the deprecated `truncation_mode="keep_end"`,
+    which loses the beginning in the same way.
 
     A reply to another prompt (KTO) decides nothing about a pair's own tokens: prompt, chosen and rejected are fitted as
     if it were not there. Then it is cut from the right, whatever `over_long` says, to max_length - prompt and to the

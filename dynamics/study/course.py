@@ -16,6 +16,7 @@ from dynamics.data.store import TokenStore
 from dynamics.errors import UserError
 from dynamics.study.known_difficulty import known_scores, stand_in_scores
 from dynamics.study.prepare import Pool, Workspace
+from dynamics.study.references import num_sides
 from dynamics.study.run import Batch, Budget, Run, is_preference, volumes
 
 EpochOrder = Callable[[int], Sequence[str]]  # epoch -> keys of the store; as many in every epoch
@@ -90,8 +91,8 @@ def plan_run(
         planned = mixture.order(slices.groups, seed=mixture.order_seed, epoch=epoch, scores=scores)
         return [f"{ability}/{id}" for ability, id in planned]
 
-    replies = run.replies if is_preference(run) else None
-    course = plan_course(pool.store, order, budget=run.budget, batch=run.batch, row_parts=row_parts, replies=replies)
+    pairs = {"replies": run.replies, "sides": num_sides(run)} if is_preference(run) else {}
+    course = plan_course(pool.store, order, budget=run.budget, batch=run.batch, row_parts=row_parts, **pairs)
     return course, slices
 
 
@@ -103,6 +104,7 @@ def plan_course(
     batch: Batch,
     row_parts: int = 1,
     replies: Replies | None = None,
+    sides: int | None = None,
 ) -> Course:
     """Epoch after epoch in order, until the budget is met; the last batch may close with room left.
 
@@ -112,8 +114,10 @@ def plan_course(
     compiled).
 
     With `replies` the store is of pairs: a document is a pair, its prompt and its replies, and tokens of the budget are
-    those of whole pairs, a prompt counted once.
+    those of whole pairs as the model reads them: a prompt once where it is shared, and every reply, one to another
+    prompt too. `sides` are those of `PairBatches.build`.
     """
+    packed = functools.partial(_packed, store=store, batch=batch, replies=replies, sides=sides)
     epochs = [list(order(0))]
     if not epochs[0]:
         raise UserError("there is no document to train on; raise the volume, or set it to 0 to score the base model")
@@ -121,9 +125,9 @@ def plan_course(
     num_epochs = _enough_epochs(budget, batch, epoch_tokens=epoch_tokens, epoch_documents=len(epochs[0]))
     epochs += [list(order(epoch)) for epoch in range(1, num_epochs)]
     size = len(epochs[0])
-    bound_by, documents, steps = _resolve(_packed(store, epochs, batch, replies), budget=budget, epoch=size)
+    bound_by, documents, steps = _resolve(packed(epochs), budget=budget, epoch=size)
     cut = [epochs[index][: documents - index * size] for index in range(math.ceil(documents / size))]
-    batches = _packed(store, cut, batch, replies)
+    batches = packed(cut)
     if batch.documents is not None:
         used = batches.plan.used_rows
         batches = batches.with_rows(fitted_rows(used, most=batch.rows, multiple=row_parts * batch.micro))
@@ -139,12 +143,12 @@ def plan_course(
 
 
 def _packed(
-    store: TokenStore, epochs: Sequence[Sequence[str]], batch: Batch, replies: Replies | None
+    epochs: Sequence[Sequence[str]], *, store: TokenStore, batch: Batch, replies: Replies | None, sides: int | None
 ) -> Batches | PairBatches:
     if replies is not None:
         return PairBatches.build(
             store, epochs, rows=batch.rows, length=batch.length, shared_prompt=replies.shared_prompt,
-            documents_per_batch=batch.documents, mix_epochs=batch.documents is None,
+            sides=sides, documents_per_batch=batch.documents, mix_epochs=batch.documents is None,
         )  # fmt: skip
     return Batches.build(
         store, epochs, rows=batch.rows, length=batch.length, documents_per_batch=batch.documents,

@@ -159,7 +159,7 @@ def pair_batches(run: Run, store: TokenStore, documents: Int64[np.ndarray, " doc
     keys = [store.keys[index] for index in documents]
     return PairBatches.build(
         store, [keys], rows=run.batch.rows // run.batch.micro, length=run.batch.length,
-        shared_prompt=run.replies.shared_prompt,
+        shared_prompt=run.replies.shared_prompt, sides=num_sides(run),
     )  # fmt: skip
 
 

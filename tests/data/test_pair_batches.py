@@ -318,6 +318,29 @@ def test_a_plan_of_other_batches_or_another_layout_is_told_apart(layouts, store,
 
 
 @both_layouts
+def test_a_store_that_happens_to_lack_mismatched_replies_takes_the_sides_it_is_told(tmp_path, shared_prompt):
+    tokens, branches = np.array([1, 2, 3, 4], np.int32), np.array([0, 0, 1, 2], np.int8)
+    one = Encoded(tokens=tokens, trained=branches > 0, branches=branches)
+    store = TokenStore.build(tmp_path / "store", [("one", one)], manifest={})
+    laid = {"rows": 1, "length": 8, "shared_prompt": shared_prompt}
+    plain, told = (PairBatches.build(store, [["one"]], **laid, sides=sides) for sides in (None, 3))
+    assert (plain.sides, told.sides, told.with_rows(2).sides) == (2, 3, 3)
+    assert plain.fingerprint == PairBatches.build(store, [["one"]], **laid, sides=2).fingerprint != told.fingerprint
+    told.save(tmp_path / "plan.npz")
+    loaded = PairBatches.load(store, tmp_path / "plan.npz")
+    assert (loaded.sides, loaded.shared_prompt) == (3, shared_prompt)
+    values = told.with_values(np.array([[-1, -2, np.nan]], np.float32), None)
+    batch = compact_pairs(values.batch(0), groups=1, cap=4, pairs=8)
+    assert batch["reference"][0, 0, 0].tolist() == [-1, -2, 0]
+    assert batch["trained_reply"][0, 0, :2].tolist() == [0, 1]
+    for name in ("tokens", "positions", "weights"):
+        assert told.batch(0)[name].tolist() == plain.batch(0)[name].tolist()
+    for wrong in (1, 4):
+        with pytest.raises(UserError, match=f"sides={wrong} of the pairs of .*which have up to 2 replies; give 2"):
+            PairBatches.build(store, [["one"]], **laid, sides=wrong)
+
+
+@both_layouts
 def test_other_rows_keep_the_pairs_and_their_values(layouts, shared_prompt):
     batches = layouts[shared_prompt]
     more = batches.with_rows(2 * ROWS)
