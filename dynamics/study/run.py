@@ -327,21 +327,43 @@ def corpus_fingerprint(source: Source) -> str:
     return source.corpus_fingerprint()
 
 
-@functools.cache
+_State = tuple[str, int, int]  # path, size and time of change of a file: as long as it is the same, so is the content
+
+
+def _states(*paths: Path, what: str) -> tuple[_State, ...]:
+    """A process may outlive a file: where one is written again under its name, what is known of it is out of date."""
+    try:
+        return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); give {what}") from error
+
+
 def _file_fingerprint(path: str, what: str) -> str:
+    return _content_fingerprint(*_states(Path(path), what=what), what)
+
+
+@functools.lru_cache(maxsize=256)
+def _content_fingerprint(state: _State, what: str) -> str:
     import hashlib
 
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(Path(state[0]).read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give {what}") from error
+        raise UserError(f"{state[0]} cannot be read ({error.strerror}); give {what}") from error
 
 
-@functools.cache
 def _tokenizer_fingerprint(path: str) -> str:
     """Of a tokenizer.json also what the files beside it say: which tokens begin and end a text."""
-    content = _file_fingerprint(path, "a SentencePiece model or a tokenizer.json")
-    return Tokenizer.load(path, specials=()).fingerprint if path.endswith(".json") else content
+    what = "a SentencePiece model or a tokenizer.json"
+    if not path.endswith(".json"):
+        return _file_fingerprint(path, what)
+    beside = sorted({Path(path), *Path(path).parent.glob("*.json")})
+    return _json_tokenizer_fingerprint(path, _states(*beside, what=what))
+
+
+@functools.lru_cache(maxsize=64)
+def _json_tokenizer_fingerprint(path: str, states: tuple[_State, ...]) -> str:
+    return Tokenizer.load(path, specials=()).fingerprint
 
 
 def tokenizer_file(run: Run) -> str | None:
