@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dynamics.data.difficulty import Difficulty, OfRecords, OfTokens
+from dynamics.data.replies import CHOSEN, REJECTED
 from dynamics.errors import UserError
 from dynamics.seeds import name_hash
 from dynamics.study.prepare import Workspace
@@ -14,13 +15,21 @@ from dynamics.study.run import Run, is_preference
 def known_scores(run: Run, keys: Sequence[str], workspace: Workspace) -> dict[str, float] | None:
     """Difficulty of these train records by key, from the token store or the records; None where a model must say it.
 
-    Of a pair of replies the length is that of both.
+    Of a pair the length is that of its own replies together, with its prompt once where all of it counts; a reply to
+    another prompt, which KTO reads too, says nothing of the pair.
     """
     by = run.order.difficulty
     if isinstance(by, OfTokens):
         store = workspace.pool(run).store
         index = store.indices(keys)
-        return dict(zip(keys, by(store.num_tokens[index], store.num_trained[index]).tolist(), strict=True))
+        num_tokens, num_trained = store.num_tokens[index], store.num_trained[index]
+        if is_preference(run):
+            lengths = store.branch_lengths[index]
+            num_tokens, num_trained = (
+                lengths[:, : REJECTED + 1].sum(axis=1),
+                lengths[:, CHOSEN : REJECTED + 1].sum(axis=1),
+            )
+        return dict(zip(keys, by(num_tokens, num_trained).tolist(), strict=True))
     if isinstance(by, OfRecords):
         return _of_records(by, run, keys, workspace)
     return None

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from dynamics import config
+from dynamics.data.curriculum import Sorted
+from dynamics.data.difficulty import Length
 from dynamics.data.pair_files import PairFiles
 from dynamics.data.replies import Replies
 from dynamics.data.template import CHATML
-from dynamics.eval.preferences import reply_scores
+from dynamics.eval.preferences import reply_scores, reply_tokens
 from dynamics.losses.dpo import DPO
 from dynamics.losses.kto import KTO
 from dynamics.losses.simpo import SimPO
@@ -28,7 +30,8 @@ from dynamics.study.cell import Training
 from dynamics.study.folder import CellFolder
 from dynamics.study.grid import Cell, coordinates
 from dynamics.study.jobs import run_cell
-from dynamics.study.prepare import Workspace
+from dynamics.study.known_difficulty import known_scores
+from dynamics.study.prepare import Workspace, prepare_runs
 from dynamics.study.references import pair_batches, references, references_folder
 from dynamics.study.report import write_report
 from dynamics.study.run import Batch, Budget, cell_id
@@ -220,6 +223,43 @@ def test_on_a_mesh_the_references_are_the_same(run, workspace, whole, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_what_kto_reads_beside_a_pair_changes_neither_the_pairs_nor_their_lengths(run, workspace):
+    stores, told = [], []
+    for objective in (DPO(), KTO()):
+        read = changed(run, objective=objective)
+        store = workspace.pool(read).store
+        orders = [Sorted(by=Length(of="reply")), Sorted(by=Length(of="all"))]
+        stores.append(store)
+        told.append([known_scores(changed(read, order=order), store.keys, workspace) for order in orders])
+    assert stores[0].keys == stores[1].keys
+    assert (stores[1].num_tokens > stores[0].num_tokens).all()
+    lengths = (stores[0].num_trained, stores[0].num_tokens)
+    expected = [dict(zip(stores[0].keys, each.tolist(), strict=True)) for each in lengths]
+    assert told[0] == told[1] == expected
+
+
+def test_kto_reads_splits_without_a_reply_to_another_prompt(tmp_path):
+    """One valid pair, and test pairs that ask the same: there is no other prompt, and the reference point is 0."""
+    rows = {"train": [(f"ask {n}", n) for n in range(6)], "valid": [("a", 7)], "test": [("b", 8), ("b", 9)]}
+    for split, asked in rows.items():
+        pairs = [{"prompt": prompt, "chosen": f"yes {name}", "rejected": f"no {name}"} for prompt, name in asked]
+        (tmp_path / f"p_{split}.json").write_text(json.dumps(pairs), encoding="utf-8")
+    source = PairFiles(data_dir=str(tmp_path), files=(("politeness", "p_{split}.json"),))
+    here = Workspace(tmp_path / "cache", workers=1)
+    run = changed(pair_run(source), objective=KTO(), volume=4, vocab_size=366)
+    for split, others in (("train", True), ("test", False)):
+        store = here.pair_store(run, split)
+        assert store.branch_lengths[:, 3].any() == others
+        assert pair_batches(run, store, np.arange(2)).batch(0)["reference"].shape[2] == 3
+    store = here.pair_store(run, "valid")
+    found = references(run, store, store.keys, here, Model(run, here))
+    assert (found < 0).tolist() == [[True, True, False]]
+    tokens = reply_tokens(store, np.arange(1), sides=3)
+    values = run.objective.of_pairs(found - 1, found, tokens, np.ones(1, np.float32))
+    assert np.isfinite(values["loss"]).all()
+    assert not np.any(values["kl"])
+
+
 # ---------------------------------------------------------------- runs
 
 
@@ -309,6 +349,28 @@ def test_a_source_without_held_out_data_is_refused(run, workspace, tmp_path):
     end = run_cell(as_cell(changed(run, source=source)), CellFolder(tmp_path / "cell"), workspace, lambda _: None)
     assert end["state"] == "failed"
     assert "has no valid pairs and no valid records" in end["reason"]
+
+
+def test_held_out_pairs_that_do_not_fit_are_counted_and_not_called_missing(run, tmp_path):
+    rows = {"train": [str(number) for number in range(8)], "valid": ["a"], "test": ["b " * 200, "c " * 200]}
+    for split, asked in rows.items():
+        pairs = [{"prompt": prompt, "chosen": f"yes {prompt[:2]}", "rejected": "no"} for prompt in asked]
+        (tmp_path / f"p_{split}.json").write_text(json.dumps(pairs), encoding="utf-8")
+    source = PairFiles(data_dir=str(tmp_path), files=(("politeness", "p_{split}.json"),))
+    here = Workspace(tmp_path / "cache", workers=1)
+    short = changed(run, source=source, vocab_size=372, volume=4, over_long="drop")
+    assert here.pair_store(short, "test") is None
+    end = run_cell(as_cell(short), CellFolder(tmp_path / "cell"), here, lambda _: None)
+    assert "none of the 2 test pairs of source 'pairs' is left to measure on in rows of 128 tokens (2 too long)" in (
+        end["reason"]
+    )
+    assert "add pairs" not in end["reason"]
+    *_, told = prepare_runs([short], here)["stores"]
+    assert (told["documents"], told["abilities"]["politeness"]["dropped"]) == (0, 2)
+    asked = changed(short, source=dataclasses.replace(source, asked=True))
+    training = Training(as_cell(asked), CellFolder(tmp_path / "asked"), here, lambda _: None)
+    counts = json.loads((training.folder.path / "run.json").read_text())["counts"]
+    assert (counts["pairs_valid"], counts["pairs_test"], counts["pairs_dropped_test"]) == (1, 0, 2)
 
 
 def test_a_study_of_pairs_alone_has_a_page(unbroken, tmp_path):
