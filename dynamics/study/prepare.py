@@ -266,12 +266,17 @@ class Workspace:
 
 
 def check_volumes(cells: Sequence[Cell], workspace: Workspace) -> None:
-    """UserError when a cell, or a run it starts after, asks for more records of an ability than there are.
+    """`check_runs` of the cells of a study."""
+    check_runs([cell.run for cell in cells], workspace)
+
+
+def check_runs(runs: Sequence[Run], workspace: Workspace) -> None:
+    """UserError when a run, or one that it starts after, asks for more records of an ability than there are.
 
     Or for pairs of two replies where some have one. Said before anything is trained.
     """
     most: dict[tuple[str, int, str], dict[str, int]] = {}  # (source, volume, what) -> those of the abilities with few
-    for run in (one for cell in cells for one in (*stages(cell.run), cell.run)):
+    for run in (one for last in runs for one in (*stages(last), last)):
         if not run.trains:
             continue
         if is_preference(run):

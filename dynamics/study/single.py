@@ -15,7 +15,7 @@ from dynamics.record import Record
 from dynamics.study.base import load_model_parameters, row_groups, run_mesh
 from dynamics.study.folder import CellFolder, read_json
 from dynamics.study.jobs import run_cell
-from dynamics.study.prepare import Workspace
+from dynamics.study.prepare import Workspace, check_runs
 from dynamics.study.run import Run, source_fingerprint
 from dynamics.study.stage import stage_cell
 from dynamics.train.distributed import agree, is_lead
@@ -29,8 +29,10 @@ def train_run(
     Lines of its source that gave no record are written to rejected.jsonl there. The parameters are kept, for
     `score_run` and whoever uses the model. A run that is done is not run again. The runs that it starts after are
     trained first where the cache does not have them.
-    Raises UserError when the run fails for a reason of the user's or another process has it.
+    Raises UserError when the run fails for a reason of the user's or another process has it; before anything is trained
+    when it, or a run that it starts after, asks for records or pairs that its source does not have.
     """
+    check_runs([run], workspace)
     cell = stage_cell(run, workspace)
     home = CellFolder(Path(folder) / cell.id)
     end = run_cell(cell, home, workspace, report)

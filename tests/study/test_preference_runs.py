@@ -27,6 +27,7 @@ from dynamics.study.prepare import Workspace, check_volumes
 from dynamics.study.preview import preview
 from dynamics.study.program import _batch as abstract_batch
 from dynamics.study.run import After, Batch, Budget, cell_id, is_preference
+from dynamics.study.single import train_run
 from dynamics.study.speedup import of_records
 from dynamics.study.topologies import parse_topology
 from dynamics.study.workload import load_of
@@ -179,6 +180,13 @@ def test_judgements_are_refused_where_replies_are_compared(workspace, tmp_path):
     ):
         check_volumes(study_of(run, base_cells=False).cells(), workspace)
     check_volumes(study_of(changed(run, objective=KTO()), base_cells=False).cells(), workspace)
+    last = changed(DPO_RUN, base=After(run=run))  # `dynamics train` says it too, of an earlier stage as well
+    for one in (run, last):
+        with pytest.raises(UserError, match="'dpo' compares two replies to a prompt"):
+            train_run(one, tmp_path / "runs", workspace, lambda fraction: None)
+    with pytest.raises(UserError, match=r"volume 10,000 is more than source 'practice'"):
+        train_run(changed(DPO_RUN, volume=10_000), tmp_path / "runs", workspace, lambda fraction: None)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_more_pairs_than_there_are_is_said_in_pairs(workspace):
