@@ -6,7 +6,8 @@
     ranking    share of pairs whose chosen reply the model finds likelier than the rejected one, summed over its tokens:
                what the policy does by itself, without a reference (Chen et al. 2024, arXiv 2405.19534)
     margin     reward of the chosen reply minus that of the rejected one
-    change     log-probability of a reply, now minus before, in nats
+    change     log-probability of a reply, now minus before, in nats; of the gap: the chosen reply's change minus the
+               rejected one's
 
 Before is the model that training started from. Pairs are the same in every cell, so a draw takes them once for all.
 """
@@ -35,7 +36,7 @@ _KNOWN = (
 )
 _QUANTITIES = (
     "loss_before", "loss", "loss_change", "accuracy_before", "accuracy", "ranking_before", "ranking", "ranking_change",
-    "margin", "chosen_change", "rejected_change", "kl",
+    "margin", "chosen_change", "rejected_change", "gap_change", "kl",
 )  # fmt: skip
 
 
@@ -186,8 +187,9 @@ def _replicates(
         found[f"loss{when}"] = mean(arrays[f"loss{when}"], arrays[f"count{when}"])
         found[f"accuracy{when}"] = mean(arrays[f"accuracy{when}"])
         found[f"ranking{when}"] = mean(_ranking(arrays, when))
-    for reply in ("chosen", "rejected"):
-        found[f"{reply}_change"] = mean(arrays[f"{reply}_logprob"] - arrays[f"{reply}_logprob_before"])
+    changes = {one: arrays[f"{one}_logprob"] - arrays[f"{one}_logprob_before"] for one in ("chosen", "rejected")}
+    found |= {f"{reply}_change": mean(change) for reply, change in changes.items()}
+    found["gap_change"] = mean(changes["chosen"] - changes["rejected"])
     found |= {"margin": mean(arrays["margin"]), "kl": mean(arrays["kl"])}
     # Differences are taken draw by draw: the same pairs stand on both sides.
     found |= {f"{name}_change": found[name] - found[f"{name}_before"] for name in ("loss", "ranking")}
@@ -300,7 +302,9 @@ def _replies_line(row: PreferenceRow) -> str:
     if not (math.isfinite(chosen.value) and math.isfinite(rejected.value)):
         return ""
     both = f"chosen {signed_text(chosen)}, rejected {signed_text(rejected)} nats a reply"
-    if chosen.negative and rejected.negative and rejected.value < chosen.value:
+    if chosen.negative and rejected.negative and not row["gap_change"].positive:
+        return f"Both replies became less likely, neither clearly more so than the other ({both})."
+    if chosen.negative and rejected.negative:
         return f"Both replies became less likely, the rejected one more so ({both}){_KNOWN}."
     if chosen.positive and not rejected.positive:
         return f"The chosen reply became likelier, the rejected one did not ({both})."
