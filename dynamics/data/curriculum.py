@@ -53,6 +53,7 @@ class Curriculum(Order):
     epochs: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.epochs is not None and self.epochs < 1:
             raise UserError(f"epochs={self.epochs}; give the epochs that are ordered, 1 or more, or None for all")
 

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Float64, Int
 
+from dynamics.config import check_fields
 from dynamics.data.template import Encoded
 from dynamics.errors import UserError
 from dynamics.record import Record
@@ -27,6 +28,9 @@ GIVEN, ALONE = "given", "alone"  # the passes: the reply after its conversation,
 @dataclass(frozen=True, kw_only=True)
 class Difficulty:
     """A family: what makes a record hard. Its members are of three kinds, by what they are computed from."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def name(self) -> str:
@@ -97,8 +101,9 @@ class Level(OfRecords):
         without = [key for key, record in records.items() if record.level is None]
         if without and self.missing is None:
             raise UserError(
-                f"{len(without):,} of {len(records):,} records have no level, such as {min(without)}; write their "
-                "field 'level', leave them out, or give them one with Level(missing=...)"
+                f"{len(without):,} of {len(records):,} records have no level, such as {min(without)}; a level is a whole "
+                "number, 1 or more (no text, no 2.0), in their field 'level': write it, leave them out, or give them one "
+                "with Level(missing=...)"
             )
         return {
             key: float(record.level if record.level is not None else self.missing or 0)
@@ -122,8 +127,8 @@ class Tags(OfRecords):
         counted = {key: float(len(set(record.tags))) for key, record in records.items()}
         if records and not any(counted.values()):
             raise UserError(
-                f"none of {len(records):,} records has a tag; tag them first (their field 'tags'), or order by another "
-                "difficulty"
+                f"none of {len(records):,} records has a tag; tags are a list of different texts in their field 'tags': "
+                "write them, or order by another difficulty"
             )
         return counted
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dynamics.config import check_fields
 from dynamics.data.difficulty import Difficulty
 from dynamics.errors import UserError
 from dynamics.seeds import name_hash, stream
@@ -86,6 +87,9 @@ class Order:
     Every record comes exactly once, but for the members of `curriculum.py` that say otherwise. `scores` holds the
     difficulty of each record by document key; an order without a `difficulty` needs none and looks at none.
     """
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(
         self, groups: Mapping[str, Sequence[str]], *, seed: int, epoch: int, scores: Scores | None = None

@@ -10,6 +10,7 @@
 import math
 from dataclasses import dataclass
 
+from dynamics.config import check_fields
 from dynamics.errors import UserError
 
 
@@ -21,6 +22,7 @@ class Pacing:
     until: float = 1.0  # the share of the time after which everything is open
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.start <= 1:
             raise UserError(f"start={self.start}; give the share of the records that is open at first, above 0 up to 1")
         if not 0 < self.until <= 1:
@@ -67,8 +69,8 @@ class Root(Pacing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.power < 1:
-            raise UserError(f"power={self.power}; give 1 (linear) or more")
+        if not 1 <= self.power < math.inf:
+            raise UserError(f"power={self.power}; give a finite number from 1 (linear) on")
 
     def grown(self, time: float) -> float:
         first = self.start**self.power

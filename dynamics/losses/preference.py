@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
+from dynamics.config import check_fields
 from dynamics.errors import UserError
 from dynamics.losses.objective import MicroBatch, Objective, Sums, token_logprobs, trained_hidden
 from dynamics.losses.sft import CHUNK
@@ -73,6 +74,7 @@ class Preference(Objective):
     sft_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.sft_weight < float("inf"):
             raise UserError(
                 f"{type(self).__name__}: sft_weight is {self.sft_weight}; give a number >= 0 (0: without the SFT term)"

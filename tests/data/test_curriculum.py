@@ -1,6 +1,7 @@
 """Laws of orders by difficulty: exact, seeded, monotone where they say so, within their pools, kept by packing."""
 
 import collections
+import copy
 import dataclasses
 import itertools
 import math
@@ -24,7 +25,7 @@ from dynamics.data.difficulty import (
     Tags,
     replies_alone,
 )
-from dynamics.data.mixture import Interleaved, Order, Shuffled, document_key
+from dynamics.data.mixture import Blocked, Interleaved, Order, Shuffled, document_key
 from dynamics.data.pacing import PACINGS, Geometric, Linear, Pacing, Root
 from dynamics.data.template import Encoded
 from dynamics.errors import UserError
@@ -179,6 +180,33 @@ def test_stages_are_of_equal_size_and_rise(groups, seed, stages, inside):
     assert all(max(one) <= min(other) for one, other in itertools.pairwise(filled))
 
 
+def test_the_abilities_of_a_stage_are_interleaved_where_it_is_asked_for():
+    """Of two equally many abilities every two places hold one each; a shuffle does not."""
+    groups = {"math": IDS, "code": IDS}
+    scores = {f"{name}/{id}": float(k) for name in groups for k, id in enumerate(IDS)}
+
+    def uneven(inside) -> int:
+        placed = Staged(by=BY, stages=2, within_abilities=True, inside=inside)(groups, seed=0, epoch=0, scores=scores)
+        return sum(placed[place][0] == placed[place + 1][0] for place in range(0, len(placed), 2))
+
+    assert uneven("interleaved") == 0
+    assert uneven("shuffled") > 0
+
+
+def test_replays_are_drawn_anew_for_each_stage():
+    """Were they the first of one ranking, what one stage has again of the first stage would hold what another has."""
+    groups, scores = {"math": IDS}, {f"math/{id}": float(k) for k, id in enumerate(IDS)}
+    apart = 0
+    for seed in range(5):
+        placed = Staged(by=BY, stages=4, replay=0.4)(groups, seed=seed, epoch=0, scores=scores)
+        assert len(placed) == 36  # a stage of 6, then three of 6 with 4 replays
+        again = [
+            {id for _, id in placed[start:stop]} & set(IDS[:6]) for start, stop in itertools.pairwise((6, 16, 26, 36))
+        ]
+        apart += any(one - other and other - one for one, other in itertools.combinations(again, 2))
+    assert apart
+
+
 @given(groups=GROUPS, seed=SEEDS)
 def test_without_a_number_each_difficulty_is_a_stage_and_mixed_inside(groups, seed):
     scores = scored(groups)
@@ -236,6 +264,13 @@ def test_pacing_starts_at_the_start_ends_with_all_and_never_falls(pacing: Pacing
     assert shares[-1] == 1.0
     assert all(one <= other for one, other in itertools.pairwise(shares))
     assert pacing(pacing.until) == 1.0
+
+
+@pytest.mark.parametrize("kind", [Linear, Root, Geometric])
+def test_pacing_until_a_time_is_the_whole_course_in_that_time(kind: type[Pacing]):
+    whole, half = kind(start=0.1), kind(start=0.1, until=0.5)
+    for time in (0.0, 0.3, 0.9):
+        assert half(time / 2) == pytest.approx(whole(time))
 
 
 def test_pacing_follows_the_formulas_of_the_papers():
@@ -353,6 +388,10 @@ def test_a_reply_alone_keeps_its_opening_and_the_begin_of_text():
         (lambda: Linear(start=0.0), "start=0"),
         (lambda: Linear(until=2.0), "until=2"),
         (lambda: Geometric(buckets=1), "buckets=1"),
+        (lambda: Root(power=math.nan), "power=nan"),
+        (lambda: Root(power=math.inf), "power=inf"),
+        (lambda: Linear(start=math.nan), "start=nan"),
+        (lambda: Staged(by=BY, replay=math.nan), "replay=nan"),
         (
             lambda: Staged(by=BY)(
                 {"math": IDS}, seed=0, epoch=0, scores={f"math/{id}": float(k) for k, id in enumerate(IDS)}
@@ -364,3 +403,32 @@ def test_a_reply_alone_keeps_its_opening_and_the_begin_of_text():
 def test_errors_give_the_numbers(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong", "kind"),
+    [
+        (Length(), {"of": "words"}, r"Literal\['reply', 'all'\]"),
+        (Level(), {"missing": "x"}, r"int \| None"),
+        (Sorted(by=BY), {"by": "length"}, "Difficulty"),
+        (Sorted(by=BY), {"by": Length}, "Difficulty"),
+        (Sorted(by=BY), {"epochs": 1.5}, r"int \| None"),
+        (Sorted(by=BY), {"hardest_first": "no"}, "bool"),
+        (Staged(by=BY), {"stages": 2.5}, r"int \| None"),
+        (Staged(by=BY), {"inside": "x"}, "Literal"),
+        (BlockedBy(by=BY), {"inside": "x"}, "Literal"),
+        (Paced(by=BY), {"pacing": 0.1}, "Pacing"),
+        (Competence(by=BY), {"epochs": "2"}, r"int \| None"),
+        (Geometric(), {"buckets": 2.5}, r"int \| None"),
+        (Linear(), {"start": "0.1"}, "float"),
+        (Blocked(), {"first": "math"}, "tuple"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_settings_of_another_kind_are_refused_by_field(settings, wrong, kind):
+    """Set past the type checker of the tests, which is not there in use."""
+    made = copy.copy(settings)
+    ((field, value),) = wrong.items()
+    object.__setattr__(made, field, value)
+    with pytest.raises(UserError, match=rf"{type(settings).__name__}\({field}=.*\) is a \w+; {field} takes {kind}"):
+        made.__post_init__()

@@ -1,5 +1,6 @@
 """What must hold for every preference loss: one table of members, and laws for all; a new member inherits them."""
 
+import copy
 import dataclasses
 
 import hypothesis.strategies as st
@@ -170,6 +171,11 @@ def test_settings_survive_a_file_and_are_checked(objective):
     ):
         with pytest.raises(UserError, match=f"{type(objective).__name__}: {message}"):
             dataclasses.replace(objective, **change)
+    for field in ("beta", "sft_weight", "chunk"):
+        wrong = copy.copy(objective)
+        object.__setattr__(wrong, field, "x")  # past the type checker of the tests, which is not there in use
+        with pytest.raises(UserError, match=rf"{type(objective).__name__}\({field}='x'\) is a str; {field} takes "):
+            wrong.__post_init__()
 
 
 @pytest.mark.parametrize(
