@@ -183,6 +183,12 @@ class PairFiles(_PairSource):
             raise UserError(
                 f"PairFiles(files=...) names {twice!r} twice; give each part one file, or one for each split"
             )
+        bad = next((part for part in names if part in ("", ".", "..") or "/" in part), None)
+        if bad is not None:
+            raise UserError(
+                f"PairFiles(files=...) names a part {bad!r}; give it a name that is not empty, '.' or '..' and holds "
+                "no '/', such as 'en' (its file may lie in a folder)"
+            )
 
     def folder(self) -> Path:
         """The folder of the files; UserError that says how to give it when it is missing."""

@@ -1,5 +1,6 @@
 """Preference pairs of files: layouts, splits by hash, what is refused and counted."""
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -39,6 +40,16 @@ def test_a_file_without_splits_is_split_by_the_hash_of_the_prompt(one_file: Pair
     for split, pairs in splits.items():
         shares = {"valid_share": 0.1, "test_share": 0.1, "seed": 0}
         assert all(split_of_prompt(pair.prompt, **shares) == split for pair in pairs)
+
+
+def test_another_seed_splits_otherwise(one_file: PairFiles):
+    other = dataclasses.replace(one_file, split_seed=1)
+    held = [{pair.id for pair in source.pairs("en", "test").pairs} for source in (one_file, other)]
+    assert held[0]
+    assert held[1]
+    assert len(held[0] & held[1]) < min(map(len, held)) / 2
+    shares = {"valid_share": 0.1, "test_share": 0.1, "seed": 1}
+    assert all(split_of_prompt(pair.prompt, **shares) == "test" for pair in other.pairs("en", "test").pairs)
 
 
 def test_pairs_of_one_prompt_stay_in_one_split(tmp_path: Path):
@@ -150,6 +161,10 @@ def test_weights_and_judgements_are_read(tmp_path: Path):
         ({"valid_share": 0.6, "test_share": 0.4}, "leaves nothing to train on"),
         ({"valid_share": -0.1}, "is negative"),
         ({"files": (("en", "a.json"), ("en", "b.json"))}, "names 'en' twice"),
+        ({"files": (("", "a.json"),)}, "names a part ''; give it a name that is not empty"),
+        ({"files": (("en", "a.json"), ("a/b", "b.json"))}, "names a part 'a/b'; .* holds no '/'"),
+        ({"files": ((".", "a.json"),)}, "names a part '.'"),
+        ({"files": (("..", "a.json"),)}, "names a part '..'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict, message: str):
