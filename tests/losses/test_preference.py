@@ -20,6 +20,7 @@ PAIRS = 7
 TOKENS = rng.integers(1, 9, (PAIRS, 3))
 POLICY = -(TOKENS * rng.uniform(0.1, 3, (PAIRS, 3)))  # sums in nats
 REFERENCE = -(TOKENS * rng.uniform(0.1, 3, (PAIRS, 3)))
+REFERENCE[:, 2] -= 7  # so that KTO's reference point is not at its bound of 0
 WEIGHTS = rng.uniform(0.5, 2, PAIRS)
 
 
@@ -33,7 +34,8 @@ rw, rl, rk = (POLICY - REFERENCE).T
 mw, ml, _ = (POLICY / TOKENS).T
 nw, nl, _ = ((POLICY - REFERENCE) / TOKENS).T
 pw, pl = np.exp(mw), np.exp(ml)
-z0 = max(0.0, np.average(rk, weights=WEIGHTS))
+z0 = np.average(rk, weights=WEIGHTS)
+assert z0 > 1
 
 # fmt: off
 EQUATIONS = [
@@ -125,9 +127,18 @@ def test_kto_without_a_mismatched_reply_measures_from_zero():
         KTO().of_pairs(POLICY[:, :2], REFERENCE[:, :2], TOKENS[:, :2], WEIGHTS)
 
 
+def test_ktos_reference_point_is_never_below_zero():
+    values = KTO().of_pairs(POLICY, REFERENCE + np.array([0, 0, 100]), TOKENS, WEIGHTS)
+    expected = (1 - sigmoid(0.1 * rw) + 1 - sigmoid(-0.1 * rl)) / 2
+    np.testing.assert_allclose(values["loss"], expected, rtol=1e-5)
+    assert not np.any(values["kl"])
+
+
 def test_kto_holds_its_reference_point_fixed():
     gradient = jax.grad(lambda policy: KTO().of_pairs(policy, REFERENCE, TOKENS, WEIGHTS)["loss"].sum())
-    assert not np.any(gradient(jnp.asarray(POLICY))[:, 2])
+    slope = gradient(jnp.asarray(POLICY))
+    assert not np.any(slope[:, 2])
+    assert np.all(slope[:, 0] < 0)
 
 
 def test_log_odds_are_finite_and_exact_at_both_ends():
