@@ -12,7 +12,7 @@ Every cell reads the same number of tokens, about two passes, so that an order w
 without; a seed draws the same records for every order, so that orders are compared within seeds.
 
 Grid: 1 size x 1 volume x 7 orders x 5 seeds, and the base model: 36 cells.
-Expect: about 7 minutes on 2 CPU cores.
+Expect: 12 min 25 s on 2 CPU cores beside other work (measured); about 7 minutes on an idle machine (estimated).
 """
 
 from dynamics.data.curriculum import Paced, Sorted, Staged
