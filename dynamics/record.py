@@ -72,7 +72,8 @@ class Record:
 
     `id` is 16 hex digits of a hash of what the example says (messages, ability, choices, answer) and of nothing else,
     so that renumbering, renaming or reordering a file changes no id. Neither does what is said about the example:
-    `level`, how hard it was made to be (1 is the easiest), and `tags`, what it asks for.
+    `level`, how hard it was made to be (1 is the easiest), and `tags`, what it asks for. Data also have fields of these
+    names for ends of their own: what is no whole number >= 1, or no list of different texts, is left unread.
     """
 
     messages: tuple[Turn, ...]
@@ -152,8 +153,8 @@ def parse_record(data: object, *, where: str, ability: str | None = None, source
         question_format=question_format,
         choices=choices,
         answer=_answer(data, where),
-        level=_level(data, where),
-        tags=_tags(data, where),
+        level=_level(data),
+        tags=_tags(data),
     )
 
 
@@ -343,24 +344,19 @@ def _answer(data: dict, where: str) -> str | None:
     return _text(data, "answer", where)
 
 
-def _level(data: dict, where: str) -> int | None:
+def _level(data: dict) -> int | None:
+    """A whole number from 1 on; anything else under this name is the owner's business, and no level."""
     value = data.get("level")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise RecordError(where, "level", f"is {_shown(value)}; it must be a whole number, 1 the easiest")
-    if value is not None and value < 1:
-        raise RecordError(where, "level", f"is {value}; levels count from 1, the easiest")
-    return value
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
 
 
-def _tags(data: dict, where: str) -> tuple[str, ...]:
-    """A list of texts; one that stands twice would be counted twice."""
+def _tags(data: dict) -> tuple[str, ...]:
+    """A list of different texts; anything else under this name is the owner's business, and no tags."""
     value = data.get("tags")
-    if value is None:
-        return ()
     if not isinstance(value, list):
-        raise RecordError(where, "tags", f"is {_shown(value)}; it must be a list of texts")
-    tags = tuple(_string(tag, f"tags[{index}]", where) for index, tag in enumerate(value))
-    for index, tag in enumerate(tags):
-        if tag in tags[:index]:
-            raise RecordError(where, f"tags[{index}]", f"repeats {_shown(tag)}; write each tag once")
-    return tags
+        return ()
+    try:
+        tags = tuple(_string(tag, "tags", "") for tag in value)
+    except RecordError:
+        return ()
+    return tags if len(set(tags)) == len(tags) else ()

@@ -92,7 +92,7 @@ class Length(OfTokens):
 class Level(OfRecords):
     """The record's `level`, 1 the easiest. A record without one is an error, or of the level `missing`.
 
-    Source: Sun et al. 2024, "Conifer", section 3: five levels of constraints on one instruction.
+    Source: Sun et al. 2024, "Conifer": five levels of constraints on one instruction.
     """
 
     missing: int | None = None
@@ -101,9 +101,9 @@ class Level(OfRecords):
         without = [key for key, record in records.items() if record.level is None]
         if without and self.missing is None:
             raise UserError(
-                f"{len(without):,} of {len(records):,} records have no level, such as {min(without)}; a level is a whole "
-                "number, 1 or more (no text, no 2.0), in their field 'level': write it, leave them out, or give them one "
-                "with Level(missing=...)"
+                f"{len(without):,} of {len(records):,} records have no level, such as {min(without)}; a level is a "
+                "whole number >= 1 in the field 'level' (no text, no 2.0): write it, leave such records out, or give "
+                "them one with Level(missing=...)"
             )
         return {
             key: float(record.level if record.level is not None else self.missing or 0)
@@ -119,7 +119,7 @@ class Level(OfRecords):
 class Tags(OfRecords):
     """The number of the record's `tags`; an untagged record has 0. An error where no record has any.
 
-    Source: Lu et al. 2023, "#InsTag", section 3: the complexity of a query is its number of tags. There tags are given
+    Source: Lu et al. 2023, "#InsTag": the complexity of a query is its number of tags. There tags are given
     to each query and merged; here those that the record carries are counted, each once.
     """
 
@@ -127,7 +127,7 @@ class Tags(OfRecords):
         counted = {key: float(len(set(record.tags))) for key, record in records.items()}
         if records and not any(counted.values()):
             raise UserError(
-                f"none of {len(records):,} records has a tag; tags are a list of different texts in their field 'tags': "
+                f"none of {len(records):,} records has a tag; they are a list of different texts in the field 'tags': "
                 "write them, or order by another difficulty"
             )
         return counted
@@ -142,7 +142,7 @@ class ModelLoss(OfModel):
     """Mean loss, in nats a token, of the replies under the model that the run starts from.
 
     Every trained token counts, ends of turns too, as in training. Source: the scoring function of Hacohen and Weinshall
-    2019, "On the power of curriculum learning in training deep networks", section 2, with the run's first model in the
+    2019, "On the power of curriculum learning in training deep networks", with the run's first model in the
     place of another trained network.
     """
 
@@ -172,7 +172,7 @@ class IFD(OfModel):
     Alone means after the template's opening of a reply, and after the begin of text where the conversation has one:
     the same tokens are scored both times. Each reply of a conversation stands alone, and their losses are summed.
 
-    Source: Li et al. 2023, "From Quantity to Quality", section 2.2: the ratio of the two mean losses. Some other code
+    Source: Li et al. 2023, "From Quantity to Quality": the ratio of the two mean losses. Some other code
     takes the ratio of perplexities, which is above 1 for the same records but orders the others otherwise; and some
     puts the bare reply behind a begin of text, without an opening.
     """
