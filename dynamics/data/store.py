@@ -49,7 +49,11 @@ _COUNTED = 4096  # documents whose branches are counted at a time
 
 
 class Empty(UserError):
-    """No document is left to be written."""
+    """No document is left to be written; `notes` is what was counted all the same."""
+
+    def __init__(self, reason: str, notes: Mapping[str, Any] | None = None) -> None:
+        super().__init__(reason)
+        self.notes = dict(notes or {})
 
 
 class TokenStore:
@@ -236,7 +240,7 @@ def finish(
     shards = [(path, shard) for path, shard in shards if shard.keys]
     keys = [key for _, shard in shards for key in shard.keys]
     if not keys:
-        raise Empty("there is no document to write to a token store; check the source and the length policy")
+        raise Empty("there is no document to write to a token store; check the source and the length policy", notes)
     if len(set(keys)) < len(keys):
         seen: set[str] = set()
         again = next(key for key in keys if key in seen or seen.add(key))

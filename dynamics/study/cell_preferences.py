@@ -34,6 +34,12 @@ from dynamics.train.distributed import is_lead
 
 HELD_OUT = ("valid", "test")
 
+_WHY = {  # a pair is left out
+    "dropped": "too long",
+    "no_trained_token": "without a trained token",
+    "same_replies": "of two replies of the same tokens",
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOut:
@@ -99,8 +105,9 @@ class CellPreferences:
         """Held-out pairs, and what was left out or cut of them; `pool_counts` says it of those trained on."""
         counts: dict[str, int] = {}
         for split, held in self.held_out.items():
-            store = None if held is None else held.batches.store
-            counts |= {f"{name}_{split}": count for name, count in _store_counts(store).items()}
+            counts[f"pairs_{split}"] = 0 if held is None else len(held.keys)
+            notes = self.workspace.pair_notes(self.run, split)
+            counts |= {f"{name}_{split}": count for name, count in _totals(notes).items()}
         return counts
 
     def _points(self, step: int, epoch: float, model: Any) -> list[dict[str, Any]]:
@@ -148,13 +155,26 @@ class CellPreferences:
 
 
 def check_measured(run: Run, workspace: Workspace, *, num_records: Mapping[str, int]) -> None:
-    """UserError where a split has neither pairs nor records: a study needs both splits."""
+    """UserError where a split has neither pairs that fit nor records: a study needs both splits."""
     for split in HELD_OUT:
-        if not num_records[split] and workspace.pair_store(run, split) is None:
+        if num_records[split] or workspace.pair_store(run, split) is not None:
+            continue
+        source = run.source.name
+        notes = workspace.pair_notes(run, split)
+        given = sum(note.get("records", 0) for note in notes.values())
+        if not given:
             raise UserError(
-                f"source {run.source.name!r} has no {split} pairs and no {split} records to score; a study needs valid "
+                f"source {source!r} has no {split} pairs and no {split} records to score; a study needs valid "
                 "and test data: add pairs, or give its files a share for each split"
             )
+        lost = {
+            words: count for name, words in _WHY.items() if (count := sum(note.get(name, 0) for note in notes.values()))
+        }
+        raise UserError(
+            f"none of the {given:,} {split} pairs of source {source!r} is left to measure on in rows of "
+            f"{run.batch.length} tokens ({', '.join(f'{count:,} {words}' for words, count in lost.items())}), and it "
+            f"has no {split} records; give a larger Batch(length=..), or over_long='truncate'"
+        )
 
 
 def _reference_model(run: Run, workspace: Workspace, mesh: Mesh | None) -> Any:
@@ -163,14 +183,12 @@ def _reference_model(run: Run, workspace: Workspace, mesh: Mesh | None) -> Any:
     return model if run.adapter is None else freeze(model, run.adapter)
 
 
-def _store_counts(store: TokenStore | None) -> dict[str, int]:
-    """What the notes of a split's store say, over its abilities."""
-    notes = [] if store is None else list(store.notes["abilities"].values())
+def _totals(notes: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """What was counted of a split's pairs, over its abilities."""
     names = {
         "pairs_rejected": "rejected", "pairs_truncated": "truncated", "pairs_dropped": "dropped",
         "pairs_untrained": "no_trained_token", "same_replies": "same_replies",
         "judgements": "judgements", "no_mismatch": "no_mismatch", "mismatches_cut": "mismatches_cut",
         "mismatches_left_out": "mismatches_left_out",
     }  # fmt: skip
-    counted = {name: sum(note.get(field, 0) for note in notes) for name, field in names.items()}
-    return {"pairs": 0 if store is None else len(store)} | counted
+    return {name: sum(note.get(field, 0) for note in notes.values()) for name, field in names.items()}

@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,17 @@ class Workspace:
         return self.memory[plan.name]
 
     def pair_store(self, run: Run, split: str) -> TokenStore | None:
-        """The pairs of a split as tokens; None where the source has none of them."""
+        """The pairs of a split as tokens; None where the source has none of them, or none that fits."""
+        found = self._pairs(run, split)
+        return found if isinstance(found, TokenStore) else None
+
+    def pair_notes(self, run: Run, split: str) -> dict[str, dict[str, int]]:
+        """{ability: what was counted of its pairs}, of a split without a store too; {} where the source has none."""
+        found = self._pairs(run, split)
+        return found.notes["abilities"] if isinstance(found, TokenStore) else found
+
+    def _pairs(self, run: Run, split: str) -> TokenStore | dict[str, dict[str, int]]:
+        """The pairs of a split, or the counts of what was left out where nothing is left."""
         assert is_preference(run), "only a run that learns from preferences reads pairs"
         if split == "train":
             return self.pool(run).store
@@ -151,8 +161,8 @@ class Workspace:
         if name not in self.memory:
             try:
                 self.memory[name] = self._store(plan)
-            except NoDocument:
-                self.memory[name] = None
+            except NoDocument as left_out:
+                self.memory[name] = left_out.counts
         return self.memory[name]
 
     def pair_weights(self, run: Run, split: str) -> np.ndarray | None:
@@ -204,11 +214,20 @@ class Workspace:
         began = time.monotonic()
         told = {"source": plan.source.name, "split": plan.manifest["split"], "folder": str(folder)}
         already = (folder / "manifest.json").is_file()
-        if not already and share != WHOLE:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            if not plan.make(folder, workers=self.workers, share=share, completing=lambda: wait_for(lock)):
-                return told | {"state": "waits for other shares", "seconds": time.monotonic() - began}
-        store = self._store(plan)
+        try:
+            if not already and share != WHOLE:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                if not plan.make(folder, workers=self.workers, share=share, completing=lambda: wait_for(lock)):
+                    return told | {"state": "waits for other shares", "seconds": time.monotonic() - began}
+            store = self._store(plan)
+        except NoDocument as left_out:
+            if not plan.held_out:
+                raise
+            return told | {
+                "state": "no pair is left", "seconds": time.monotonic() - began, "shards": 0, "documents": 0,
+                "tokens": 0, "trained": 0, "fingerprint": None, "settings": plan.manifest,
+                "abilities": {name: left_out.counts[name] for name in _in_order(plan, left_out.counts)},
+            }  # fmt: skip
         return told | {
             "state": "already prepared" if already else "prepared",
             "seconds": time.monotonic() - began,
@@ -218,7 +237,7 @@ class Workspace:
             "trained": int(store.num_trained.sum(dtype=np.int64)),
             "fingerprint": store.fingerprint,
             "settings": store.settings,
-            "abilities": {name: store.notes["abilities"][name] for name in _in_order(plan, store)},
+            "abilities": {name: store.notes["abilities"][name] for name in _in_order(plan, store.notes["abilities"])},
         }
 
     def evaluation(self, run: Run, split: str, *, row_shards: int) -> tuple[Prepared, int]:
@@ -365,9 +384,9 @@ def _with_pairs(pool: Pool, source: Source) -> Pool:
     return dataclasses.replace(pool, of_pairs=True, pairs=pairs)
 
 
-def _in_order(plan: StorePlan, store: TokenStore) -> list[str]:
+def _in_order(plan: StorePlan, counts: Iterable[str]) -> list[str]:
     """The names that a store counts by: abilities as the source has them; a corpus has one, ''."""
-    return sorted(store.notes["abilities"], key=("", *plan.source.abilities(), *plan.source.paired()).index)
+    return sorted(counts, key=("", *plan.source.abilities(), *plan.source.paired()).index)
 
 
 def prepare_runs(runs: Sequence[Run], workspace: Workspace, *, share: tuple[int, int] = WHOLE) -> dict[str, Any]:

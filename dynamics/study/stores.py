@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +23,11 @@ WHOLE = (0, 1)  # a share: part 0 of 1
 
 
 class NoDocument(UserError):
-    """A source has nothing that could become a document of the store."""
+    """A source has nothing that could become a document of the store; `counts` by ability say what it has."""
+
+    def __init__(self, reason: str, counts: Mapping[str, dict[str, int]]) -> None:
+        super().__init__(reason)
+        self.counts = dict(counts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,11 @@ class StorePlan:
     tokenizer: Tokenizer
     work: Work
     part: str = "train"  # of the source's splits, for pairs
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it is of data to measure on: a source may have none of a split that fits."""
+        return self.part != "train"
 
     @functools.cached_property
     def name(self) -> str:
@@ -61,7 +70,8 @@ class StorePlan:
         except Empty as error:
             raise NoDocument(
                 f"source {self.source.name!r} has nothing left to learn from in its {self.manifest['split']}; "
-                "see the counts of its files, and the length policy"
+                "see the counts of its files, and the length policy",
+                error.notes.get("abilities", {}),
             ) from error
 
     def _items(self) -> TrainRecords | PairItems | CorpusTexts:
