@@ -31,7 +31,7 @@ from dynamics.study.base import (
 from dynamics.study.cell_benchmarks import read_benchmarks
 from dynamics.study.cell_preferences import CellPreferences, check_measured
 from dynamics.study.cell_record import budget_record, course_record, time_record
-from dynamics.study.choice import by_ability, choose, curve_points, rule_text
+from dynamics.study.choice import RULES, by_ability, choose, curve_points, rule_text
 from dynamics.study.course import device_batches, plan_run, pool_counts
 from dynamics.study.difficulty import order_scores
 from dynamics.study.folder import CellFolder, write_json
@@ -211,7 +211,8 @@ class Training:
 
     def _rule(self) -> str:
         reached = max((point["epoch"] for point in self._judged()), default=0.0)
-        return rule_text(self.run.choose, self.run.choose_after, reached=reached, of_pairs=not self.curve)
+        best = RULES["best_valid"] if self.curve or self.preferences is None else self.preferences.rule
+        return rule_text(self.run.choose, self.run.choose_after, reached=reached, best=best)
 
     def coords(self) -> dict[str, Any]:
         """The cell's coordinates with what is known only now: parameters, records, and the volume as a number.

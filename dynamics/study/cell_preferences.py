@@ -25,6 +25,7 @@ from dynamics.eval.preferences import (
 from dynamics.losses.preference import Preference
 from dynamics.model.lora import freeze
 from dynamics.study.base import first_model
+from dynamics.study.choice import OF_JUDGEMENTS, OF_PAIRS
 from dynamics.study.course import Course
 from dynamics.study.prepare import Workspace
 from dynamics.study.references import pair_batches, references
@@ -87,9 +88,17 @@ class CellPreferences:
         self.curve += points
 
     def candidates(self) -> list[dict[str, Any]]:
-        """The curve as `choose` reads it: accuracy is the score. Before training only where there is nothing else."""
+        """The curve as `choose` reads it: accuracy is the score, None of judgements, which have none.
+
+        Before training only where there is nothing else.
+        """
         points = [point for point in self.curve if point["step"] > 0] or self.curve
-        return [point | {"score": point["accuracy"] or 0.0} for point in points]
+        return [point | {"score": point["accuracy"]} for point in points]
+
+    @property
+    def rule(self) -> str:
+        """What `candidates` are chosen by."""
+        return OF_PAIRS if any(point["accuracy"] is not None for point in self.curve) else OF_JUDGEMENTS
 
     def told(self, step: int, model: Any) -> dict[str, Any]:
         """What scores.json holds: the curve, and the test pairs read once, under `model` of this step."""

@@ -9,11 +9,15 @@ from dynamics.eval.ability_eval import ItemResult
 
 RULES = {"best_valid": "highest mean valid score", "last": "last step"}
 OF_PAIRS = "highest mean accuracy on valid pairs"  # best_valid where nothing but pairs is held out
+OF_JUDGEMENTS = "lowest mean loss on valid pairs"  # and where no pair of them has two replies
 
 
-def rule_text(rule: str, after: float, *, reached: float, of_pairs: bool = False) -> str:
-    """The rule in words: 'highest mean valid score after epoch 5'. `reached`: the epoch of the last evaluation."""
-    name = OF_PAIRS if of_pairs and rule == "best_valid" else RULES[rule]
+def rule_text(rule: str, after: float, *, reached: float, best: str = RULES["best_valid"]) -> str:
+    """The rule in words: 'highest mean valid score after epoch 5'. `reached`: the epoch of the last evaluation.
+
+    `best` is what best_valid means where it is something else.
+    """
+    name = best if rule == "best_valid" else RULES[rule]
     if rule == "last" or not after:
         return name
     text = f"{name} after epoch {after:g}"
@@ -22,6 +26,8 @@ def rule_text(rule: str, after: float, *, reached: float, of_pairs: bool = False
 
 def choose(curve: Sequence[Mapping[str, Any]], rule: str, *, after: float = 0.0) -> int:
     """The step whose parameters are used: on valid alone. Equal scores go to the lower mean loss, then the earlier.
+
+    Abilities without a score have no part in the mean; where none has one, the loss alone decides.
 
     Only evaluations later than `after` epochs count; where there is none, the last one is taken.
     """
@@ -32,7 +38,8 @@ def choose(curve: Sequence[Mapping[str, Any]], rule: str, *, after: float = 0.0)
 
     def rank(step: int) -> tuple[float, float, int]:
         points = [point for point in curve if point["step"] == step]
-        score = sum(point["score"] for point in points) / len(points)
+        scores = [point["score"] for point in points if point["score"] is not None]
+        score = sum(scores) / len(scores) if scores else 0.0
         loss = sum(point["loss"] or 0.0 for point in points) / len(points)
         return (score, -loss, -step)
 

@@ -1,8 +1,8 @@
 """What preference training did to held-out pairs: before and after, for each ability or source, with intervals.
 
     loss       the objective's own, over the weights of the pairs
-    accuracy   share of pairs whose chosen reply has the higher reward; where the policy is the reference all rewards
-               are zero
+    accuracy   share of pairs whose chosen reply has the higher reward; of a loss with a reference all rewards are
+               zero before training, of one without the rewards are of the model's own likelihoods
     ranking    share of pairs whose chosen reply the model finds likelier than the rejected one, summed over its tokens:
                what the policy does by itself, without a reference (Chen et al. 2024, arXiv 2405.19534)
     margin     reward of the chosen reply minus that of the rejected one

@@ -27,6 +27,7 @@ from dynamics.model.lora import Lora
 from dynamics.model.sharding import MeshShape
 from dynamics.study.base import first_model, run_mesh
 from dynamics.study.cell import Training
+from dynamics.study.choice import choose
 from dynamics.study.folder import CellFolder
 from dynamics.study.grid import Cell, coordinates
 from dynamics.study.jobs import run_cell
@@ -324,6 +325,31 @@ def test_an_interrupted_run_of_pairs_ends_with_the_same_bits(unbroken, workspace
     assert manifests[0]["arrays"] == manifests[1]["arrays"]
 
 
+def test_without_accuracy_the_lowest_loss_is_chosen():
+    def point(step, ability, score, loss):
+        return {"step": step, "epoch": float(step), "ability": ability, "score": score, "loss": loss}
+
+    judged = [point(1, "a", None, 0.5), point(2, "a", None, 0.4), point(3, "a", None, 0.6)]
+    assert choose(judged, "best_valid") == 2
+    both = [*judged, point(1, "b", 0.5, 0.5), point(2, "b", 0.5, 0.7), point(3, "b", 0.75, 0.9)]
+    assert choose(both, "best_valid") == 3, "judgements take no part in the mean"
+
+
+def test_judgements_alone_are_told_to_be_chosen_by_loss(run, workspace, tmp_path):
+    workspace.tokenizer(run).save(tmp_path / "t.model")
+    rows = [
+        {"prompt": f"give me {number}", "completion": ("yes", "no")[number % 2], "label": number % 2 == 0}
+        for number in range(40)
+    ]
+    (tmp_path / "judged.json").write_text(json.dumps(rows), encoding="utf-8")
+    source = PairFiles(data_dir=str(tmp_path), files=(("politeness", "judged.json"),), valid_share=0.2, test_share=0.2)
+    judged = changed(run, source=source, tokenizer=str(tmp_path / "t.model"), objective=KTO(), volume=8)
+    scores, _ = finished(judged, Workspace(tmp_path / "cache", workers=1), tmp_path)
+    losses = {point["step"]: point["loss"] for point in scores["preferences"]["curve"] if point["step"]}
+    assert all(point["accuracy"] is None for point in scores["preferences"]["curve"])
+    assert scores["chosen"] == {"step": min(losses, key=losses.get), "rule": "lowest mean loss on valid pairs"}
+
+
 def test_a_model_before_training_costs_nothing_and_is_indifferent(unbroken, workspace, tmp_path):
     run, *_ = unbroken
     scores, _ = finished(changed(run, volume=0), workspace, tmp_path)
@@ -351,18 +377,20 @@ def test_a_source_without_held_out_data_is_refused(run, workspace, tmp_path):
     assert "has no valid pairs and no valid records" in end["reason"]
 
 
-def test_held_out_pairs_that_do_not_fit_are_counted_and_not_called_missing(run, tmp_path):
+def test_held_out_pairs_that_do_not_fit_are_counted_and_not_called_missing(run, workspace, tmp_path):
+    workspace.tokenizer(run).save(tmp_path / "t.model")
     rows = {"train": [str(number) for number in range(8)], "valid": ["a"], "test": ["b " * 200, "c " * 200]}
     for split, asked in rows.items():
         pairs = [{"prompt": prompt, "chosen": f"yes {prompt[:2]}", "rejected": "no"} for prompt in asked]
         (tmp_path / f"p_{split}.json").write_text(json.dumps(pairs), encoding="utf-8")
     source = PairFiles(data_dir=str(tmp_path), files=(("politeness", "p_{split}.json"),))
     here = Workspace(tmp_path / "cache", workers=1)
-    short = changed(run, source=source, vocab_size=372, volume=4, over_long="drop")
+    short = changed(run, source=source, tokenizer=str(tmp_path / "t.model"), volume=4, over_long="drop")
     assert here.pair_store(short, "test") is None
     end = run_cell(as_cell(short), CellFolder(tmp_path / "cell"), here, lambda _: None)
-    assert "none of the 2 test pairs of source 'pairs' is left to measure on in rows of 128 tokens (2 too long)" in (
-        end["reason"]
+    assert (
+        "none of the 2 test pairs of source 'pairs' is left to measure on in rows of 128 tokens (2 too long)"
+        in (end["reason"])
     )
     assert "add pairs" not in end["reason"]
     *_, told = prepare_runs([short], here)["stores"]
