@@ -127,7 +127,7 @@ class Curriculum(Order):
 class Sorted(Curriculum):
     """Strictly by difficulty: easy to hard, or `hardest_first`.
 
-    Source: Bengio et al. 2009, "Curriculum learning", section 3, taken to its end: each step a little harder.
+    Source: Bengio et al. 2009, "Curriculum learning", taken to its end: each step a little harder.
     """
 
     def together(self, ranked: Sequence[Planned], scores: Scores, *, seed: int, epoch: int) -> list[Planned]:
@@ -148,8 +148,8 @@ class Staged(Curriculum):
     none twice in a stage unless there are too few. An epoch is then no permutation: it holds every record at least
     once, and is longer by its replays. Epochs after `epochs` shuffle as many records, the same ones repeated.
 
-    Source: Bengio et al. 2009, section 5 (two stages, the earlier not seen again); the replay of Rolnick et al. 2019,
-    "Experience replay for continual learning", with a fixed share.
+    Source: Bengio et al. 2009, its experiments on shapes (two stages, the earlier not seen again); the replay of
+    Rolnick et al. 2019, "Experience replay for continual learning", with a fixed share.
     """
 
     stages: int | None = None
@@ -252,7 +252,7 @@ class Paced(Curriculum):
     (hardest with `hardest_first`), where c is the pacing: the faster it opens the softer the order; at start=1 it is a
     shuffle.
 
-    Source: the pool and the pacing of Platanios et al. 2019, section 3; drawing without repeats is ours, so that an
+    Source: the pool and the pacing of Platanios et al. 2019; drawing without repeats is ours, so that an
     epoch reads the same records as any other order does. `Competence` draws as the paper does.
     """
 
@@ -286,7 +286,7 @@ class Competence(Curriculum):
     ceil(c(t / T) N) easiest, each as likely. So easy records come often, and of the hard ones some never: an epoch is
     no permutation. Tables show how many records it does not hold. Afterwards every record comes once an epoch.
 
-    Source: Platanios et al. 2019, algorithm 1; there a draw is of a batch, and after T batches are drawn from all
+    Source: Platanios et al. 2019, their algorithm; there a draw is of a batch, and after T batches are drawn from all
     records with repeats.
     """
 

@@ -51,7 +51,7 @@ class Pacing:
 class Linear(Pacing):
     """As many new records at any time.
 
-    Source: Platanios et al. 2019, "Competence-based curriculum learning", section 3.2, equation 4.
+    Source: Platanios et al. 2019, "Competence-based curriculum learning", its linear competence.
     """
 
     def grown(self, time: float) -> float:
@@ -62,7 +62,7 @@ class Linear(Pacing):
 class Root(Pacing):
     """New records come ever more slowly, in inverse proportion to how many are open; `power` 2 is the square root.
 
-    Source: Platanios et al. 2019, section 3.2, equation 7 (its c0 is 0.01) and equation 8 for other powers.
+    Source: Platanios et al. 2019, its square root competence (where c0 is 0.01) and the root of any power.
     """
 
     power: float = 2.0
@@ -84,9 +84,9 @@ class Root(Pacing):
 class Geometric(Pacing):
     """The open share grows by a constant factor: smoothly, or in `buckets` equal times, the last of which has all.
 
-    Source: Penha and Hauff 2020, "Curriculum learning strategies for IR", section 3.2 (smooth); Hacohen and Weinshall
-    2019, "On the power of curriculum learning", section 2.2, fixed exponential pacing (steps): there the factor is
-    given, here it follows from the start and the number of buckets.
+    Source: Penha and Hauff 2020, "Curriculum learning strategies for IR", its geometric pacing (smooth); Hacohen and
+    Weinshall 2019, "On the power of curriculum learning", fixed exponential pacing (steps): there the factor is given,
+    here it follows from the start and the number of buckets.
     """
 
     buckets: int | None = None

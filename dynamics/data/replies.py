@@ -290,7 +290,7 @@ def mismatched_replies(pairs: Sequence[Pair]) -> list[str | None]:
     of any of its abilities), kept ones or not, and before a run takes its slice. So the reply to another
     prompt may be of a pair that the run does not train on, and it is the same one at every volume and in every epoch.
 
-    Source: Ethayarajh et al. 2024, "KTO", section 4.2 (the estimate of z0).
+    Source: Ethayarajh et al. 2024, "KTO", section 4 (the estimate of z0).
     """
     next_other: int | None = None
     found: list[str | None] = [None] * len(pairs)

@@ -12,7 +12,8 @@ from dynamics.losses.preference import Pairs, Preference, check_above_zero, chec
 
 
 def dpo_loss(chosen: Pairs, rejected: Pairs, *, beta: float, label_smoothing: float = 0.0) -> Pairs:
-    """-log sigmoid(h) with h = beta * (chosen - rejected); smoothed: (1 - s) * L(h) + s * L(-h).
+    """-log sigmoid(h) with h = beta * (chosen - rejected); smoothed: (1 - s) * L(h) + s * L(-h), least where
+    h = log((1 - s) / s).
 
     Source: Rafailov et al. 2023 (DPO), equation 7; smoothing: Mitchell 2023 (a note on conservative DPO), equation 3.
 
@@ -88,9 +89,9 @@ class Scaled(Preference):
 class DPO(Scaled):
     """`dpo_loss` of log-ratios. Sums over tokens, as in the paper and in TRL's "sigmoid".
 
-    `length_normalised`: means over tokens, as in TRL's "sigmoid_norm" (Lambert et al. 2024, Tulu 3, equation 6), whose
-    beta is about 5; TRL's rewards stay sums there, ours are of what the loss compares. `reference_free`: the reference
-    is uniform, so scores are log-probabilities of the policy; TRL had this once and has it no more.
+    `length_normalised`: means over tokens, as in TRL's "sigmoid_norm" (Lambert et al. 2024, Tulu 3), whose beta is
+    about 5; TRL's rewards stay sums there, ours are of what the loss compares. `reference_free`: the reference is
+    uniform, so scores are log-probabilities of the policy; TRL had this once and has it no more.
     `label_smoothing` is conservative DPO; TRL's "sigmoid" has no smoothing any more and takes the setting in silence
     (its "robust" is another loss: RobustDPO here).
     """

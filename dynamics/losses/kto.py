@@ -15,7 +15,8 @@ def kto_loss(score: Pairs, *, reference_point: Float[Array, ""], beta: float, de
     """1 - sigmoid(beta * (score - z0)) of a desirable reply, 1 - sigmoid(beta * (z0 - score)) of an undesirable one.
 
     score: log-ratio of policy and reference, summed over the reply's tokens; z0: the reference point; both in nats.
-    Source: Ethayarajh et al. 2024 (KTO), section 4 (the loss there is a reply's weight minus its value).
+    Source: Ethayarajh et al. 2024 (KTO), section 4 (the loss there is a reply's weight minus its value); TRL cites its
+    equation 7.
     """
     gain = beta * (score - reference_point)
     return jax.nn.sigmoid(-gain if desirable else gain)

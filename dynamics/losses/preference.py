@@ -65,9 +65,10 @@ class Preference(Objective):
     """A loss of pairs. A member gives `loss`, and says by the properties what it needs.
 
     `sft_weight` adds that many times the chosen reply's mean negative log-probability per token, in nats, to the loss
-    of its pair. Source: Pang et al. 2024 (iterative reasoning preference optimization), equation 1, which divides by
-    the tokens of prompt and reply; here only the reply's, which are those trained on. TRL's "sft" loss and its CPO
-    average over all chosen tokens of a batch, so that long replies weigh more: equal for one pair or equal lengths.
+    of its pair. Source: Pang et al. 2024 (iterative reasoning preference optimization), its loss DPO+NLL: the first
+    version divides the likelihood by the tokens of prompt and reply, the later one by those of the reply, as here.
+    TRL's "sft" loss and its CPO average over all chosen tokens of a batch, so that long replies weigh more: equal for
+    one pair or equal lengths.
     """
 
     chunk: int = CHUNK  # positions of a group with logits at a time
