@@ -333,7 +333,12 @@ def pair_caps(*batches: PairBatches, groups: int, micro: int = 1) -> tuple[int, 
         rows = packing.batch.astype(np.int64) * packing.rows + packing.row
         in_rows = np.bincount(rows, minlength=packing.num_batches * packing.rows)
         most = max(most, int(in_rows.reshape(-1, packing.rows // (groups * micro)).sum(axis=1).max(initial=0)))
-    return cap, max(_LEAST_PAIRS, 1 << (most - 1).bit_length())
+    return cap, pair_room(most)
+
+
+def pair_room(most: int) -> int:
+    """How many pairs programs are compiled for, where a shard has at most so many."""
+    return max(_LEAST_PAIRS, 1 << (most - 1).bit_length())
 
 
 def _sides_of(store: TokenStore) -> int:

@@ -78,7 +78,8 @@ def plan_run(
     """The slice of each ability, and the course through them. `row_parts`: in how many a mesh splits the rows.
 
     `scores` are the difficulties that an order asks for, from `order_scores`. Without them a plan costs no pass of a
-    model: where a model would have to say them, the course is of the right length but in some other order.
+    model: where a model would have to say them, the course is in some other order. Its number of steps is then right
+    with `Batch(documents=..)`; otherwise documents pack as they follow each other, and it is about right.
     """
     pool = workspace.pool(run)
     mixture = mixture_of(run, {ability: len(set(ids)) for ability, ids in pool.ids.items()})

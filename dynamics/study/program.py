@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dynamics.data.pair_batches import pair_room
 from dynamics.errors import UserError
 from dynamics.losses.objective import Objective
 from dynamics.model.llama import LlamaConfig, abstract
@@ -17,8 +18,6 @@ from dynamics.study.run import Batch
 from dynamics.study.topologies import Topology, parse_topology
 from dynamics.train.optimizer import Optimizer
 from dynamics.train.step import TrainState, abstract_state, make_step
-
-_LEAST_PAIRS = 8  # of a shard that there is room for, as data/pair_batches.py says
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,7 @@ class Program:
         """Pairs that a row shard's micro-batch has room for."""
         assert self.pairs is not None
         each = max(1, math.ceil(self.pairs.number / (self.row_shards * self.batch.micro)))
-        return max(_LEAST_PAIRS, 1 << (each - 1).bit_length())
+        return pair_room(each)
 
     @property
     def branches(self) -> bool:

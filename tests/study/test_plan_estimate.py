@@ -10,7 +10,7 @@ from dynamics.model.lora import Lora
 from dynamics.model.sharding import MeshShape
 from dynamics.study import estimate, search
 from dynamics.study.estimate import Work
-from dynamics.study.program import Program
+from dynamics.study.program import Pairs, Program
 from dynamics.study.run import Batch
 from dynamics.train.optimizer import DOIT
 
@@ -79,6 +79,15 @@ def test_more_chips_need_less_each_and_more_rows_need_more():
     assert estimate.memory(changed(topology="v5e:4x4")).total < here
     assert estimate.memory(changed(batch=Batch(rows=32, length=256), headed=32 * 256)).total > here
     assert estimate.memory(changed(batch=Batch(rows=16, length=256, micro=2))).saved < here
+
+
+def test_pairs_of_a_shared_prompt_are_planned_with_the_kernel_that_takes_them():
+    def passes(program):
+        return estimate._attention_passes(program)
+
+    shared = Pairs(number=16, sides=2, shared_prompt=True)
+    assert passes(PROGRAM) == passes(changed(pairs=dataclasses.replace(shared, shared_prompt=False)))
+    assert passes(changed(pairs=shared)) == passes(with_shape(attention="blocks")) != passes(PROGRAM)
 
 
 def test_the_longest_bound_names_the_step():
