@@ -118,8 +118,8 @@ class Coordinator:
 
     def _plan(self, todo: Sequence[Cell]) -> list[Job]:
         """Prepare what all cells share, write study.json, and make the jobs."""
+        from dynamics.study.checks import check_volumes
         from dynamics.study.jobs import cell_job, needed_jobs
-        from dynamics.study.prepare import check_volumes
 
         check_volumes(todo, self.workspace)
         jobs: dict[str, Job] = {}

@@ -12,8 +12,9 @@ from dynamics.data.recipes import Maximum, Reconstruct
 from dynamics.data.sources import write_jsonl
 from dynamics.errors import UserError
 from dynamics.record import ABILITY_NAMES
+from dynamics.study.checks import check_volumes
 from dynamics.study.grid import Cell
-from dynamics.study.prepare import Workspace, check_volumes, prepare_runs
+from dynamics.study.prepare import Workspace, prepare_runs
 from dynamics.study.stores import ProgressLine
 
 from .tiny import RUN, changed
