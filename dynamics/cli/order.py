@@ -71,14 +71,19 @@ def _print_order(one: Mapping[str, Any]) -> None:
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     tenths = one["tenths"]
-    table = Table(box=None, header_style="bold", pad_edge=False, title="first epoch by tenth", title_justify="left")
+    read, size = one["first_epoch_read"], one["places_per_epoch"]
+    title = "first epoch by tenth"
+    if read < size:
+        title += f"; the budget ends after {read:,} of its {size:,} places (-: not read)"
+    console.print(title, style="italic", highlight=False, soft_wrap=True)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("")
     for tenth in tenths:
         table.add_column(str(tenth["tenth"]), justify="right")
     table.add_row("mean difficulty", *(_number(tenth["difficulty"]) for tenth in tenths))
     table.add_row("repeats", *(str(tenth["repeats"] or "-") for tenth in tenths))
     for ability in tenths[0]["abilities"]:
-        table.add_row(ability, *(f"{tenth['abilities'][ability]:.0%}" for tenth in tenths), style="dim")
+        table.add_row(ability, *(_share(tenth["abilities"][ability]) for tenth in tenths), style="dim")
     console.print(table)
     if _epochs_differ(one):
         _print_epochs(console, one)
@@ -110,6 +115,10 @@ def _print_epochs(console: Any, one: Mapping[str, Any]) -> None:
     more = len(one["by_epoch"]) - _SHOWN_EPOCHS + one["epochs_not_listed"]
     if more > 0:
         console.print(f"and {more} more epochs (--json tells them)", highlight=False)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
 
 
 def _number(value: float | None) -> str:

@@ -1,37 +1,66 @@
 """The orders of a study as a figure: how hard the records are that come, from the first of an epoch to the last."""
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from dynamics.study.figures import ACCENT, INK, MUTED, new_figure, save_png, styled
 
 _COLUMNS = 3
+_TITLE_CHARACTERS = 38  # what a panel has room for
+_DASHED = (0, (4, 3))
 
 
 def order_figure(table: Mapping[str, Any]) -> Figure:
     """A panel for each order: mean difficulty by tenth of the first epoch, 80% of the records in the band behind it.
 
-    Dashed the mean of the whole epoch; ticks at the foot mark tenths with repeats, the taller the more.
+    Dashed the mean of all that is read of the epoch; bars at the foot mark tenths with repeats, the taller the more.
+    Panels of one difficulty have one scale. What the budget leaves unread of the epoch is gray.
     """
     orders = table["orders"]
     rows = -(-len(orders) // _COLUMNS)
     columns = min(_COLUMNS, len(orders))
     with styled():
-        figure = new_figure(0.4 + 2.5 * columns, 0.55 + 1.75 * rows)
-        alike = len({one["difficulty"] for one in orders}) == 1
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=alike).ravel()
+        figure = new_figure(0.4 + 2.5 * columns, 0.8 + 1.85 * rows)
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+        first: dict[str, Any] = {}  # the panel whose scale those of its difficulty share
         for axes, order in zip(panels, orders, strict=False):
+            same = first.setdefault(order["difficulty"], axes)
+            if same is not axes:
+                axes.sharey(same)
             _draw(axes, order)
         for axes in panels[len(orders) :]:
             axes.set_visible(False)
-        figure.supxlabel("tenth of the first epoch", fontsize=8.5, color=MUTED)
+        for axes in panels[max(0, len(orders) - columns) : len(orders)]:  # those with no panel beneath
+            axes.set_xlabel("tenth of the first epoch", fontsize=7.5)
+            axes.tick_params(labelbottom=True)
         title = f"{table['name']}: what comes when"
         figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=9.5, fontweight="bold")
+        figure.legend(
+            handles=_legend(orders), loc="outside lower center", ncols=columns, fontsize=7, frameon=False,
+            handlelength=1.8,
+        )  # fmt: skip
     return figure
+
+
+def _legend(orders: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What the marks mean; those of repeats and unread places where some order has them."""
+    entries = [
+        Line2D([], [], color=ACCENT, marker="o", markersize=3.2, linewidth=1.5, label="mean of the tenth"),
+        Patch(color=ACCENT, alpha=0.16, linewidth=0, label="80% of its records"),
+        Line2D([], [], color=MUTED, linewidth=0.9, linestyle=_DASHED, label="mean of the epoch, as far as it is read"),
+    ]
+    if any(one["repeats"] for order in orders for one in order["tenths"]):
+        entries.append(Patch(color=INK, alpha=0.55, linewidth=0, label="share that repeats"))
+    if any(order["first_epoch_read"] < order["places_per_epoch"] for order in orders):
+        entries.append(Patch(color=MUTED, alpha=0.18, linewidth=0, label="not read: the budget ends"))
+    return entries
 
 
 def save_order_figure(table: Mapping[str, Any], path: Path) -> None:
@@ -46,7 +75,10 @@ def _draw(axes: Any, order: Mapping[str, Any]) -> None:
     axes.plot(places, values["difficulty"], color=ACCENT, marker="o", markersize=3.2, linewidth=1.5)
     weights = [one["places"] for one in tenths]
     mean = float(np.average(values["difficulty"], weights=weights))
-    axes.axhline(mean, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    axes.axhline(mean, color=MUTED, linewidth=0.9, linestyle=_DASHED, zorder=1)
+    read, size = order["first_epoch_read"], order["places_per_epoch"]
+    if read < size:
+        axes.axvspan(0.5 + 10 * read / size, 10.5, color=MUTED, alpha=0.18, linewidth=0)
     shares = [one["repeats"] / one["places"] for one in tenths]
     if any(shares):
         foot = axes.twinx()
@@ -58,5 +90,5 @@ def _draw(axes: Any, order: Mapping[str, Any]) -> None:
     axes.set_xticks([1, 5, 10])
     axes.set_xlim(0.5, 10.5)
     words = order["order"].split(", ")
-    axes.set_title(words[0] + ("\n" + ", ".join(words[1:]) if len(words) > 1 else ""), fontsize=7.5)
+    axes.set_title("\n".join([words[0], *textwrap.wrap(", ".join(words[1:]), _TITLE_CHARACTERS)]), fontsize=7.5)
     axes.set_ylabel(order["difficulty"], fontsize=7.5)

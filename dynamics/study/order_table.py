@@ -70,9 +70,11 @@ def described(run: Run, workspace: Workspace, *, by: Difficulty) -> dict[str, An
         "epochs": round(course.epochs, 4),
         "steps": course.steps,
         "never_read": len(set(keys) - set(read)),
-        "tenths": _tenths(epochs[0], scores, sorted(slices.groups)),
+        "first_epoch_read": len(epochs[0]),  # of its places: fewer than all where the budget ends before it does
+        "tenths": _tenths(epochs[0], size, scores, sorted(slices.groups)),
         "by_epoch": [
-            _epoch(number, places, scores, slices.num_records) for number, places in enumerate(epochs[:_MOST_EPOCHS], 1)
+            _epoch(number, places, size, scores, slices.num_records)
+            for number, places in enumerate(epochs[:_MOST_EPOCHS], 1)
         ],
         "epochs_not_listed": max(0, len(epochs) - _MOST_EPOCHS),
     }
@@ -87,11 +89,14 @@ def _counted(run: Run) -> bool:
     return run.recipe is None and run.volume != "full"
 
 
-def _tenths(places: Sequence[str], scores: Mapping[str, float], abilities: Sequence[str]) -> list[dict[str, Any]]:
+def _tenths(
+    places: Sequence[str], size: int, scores: Mapping[str, float], abilities: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The tenths of an epoch of `size` places, of which the first ones are read; None for a tenth that is not."""
     seen: set[str] = set()
     found = []
-    for number, part in enumerate(_parts(len(places)), 1):
-        keys = [places[place] for place in part]
+    for number, part in enumerate(_parts(size), 1):
+        keys = list(places[part.start : part.stop])
         values = np.array([scores[key] for key in keys])
         counts = collections.Counter(key.partition("/")[0] for key in keys)
         repeats = 0
@@ -101,23 +106,22 @@ def _tenths(places: Sequence[str], scores: Mapping[str, float], abilities: Seque
         found.append(
             {
                 "tenth": number,
-                "places": len(keys),
+                "places": len(keys),  # that are read, of so many planned
+                "planned": len(part),
                 "difficulty": _rounded(values.mean()) if len(keys) else None,
                 "low": _rounded(np.quantile(values, 0.1)) if len(keys) else None,
                 "high": _rounded(np.quantile(values, 0.9)) if len(keys) else None,
-                "abilities": {name: round(counts[name] / len(keys), 4) if keys else 0.0 for name in abilities},
+                "abilities": {name: round(counts[name] / len(keys), 4) if keys else None for name in abilities},
                 "repeats": repeats,
             }
         )
     return found
 
 
-def _epoch(number: int, places: Sequence[str], scores: Mapping[str, float], records: int) -> dict[str, Any]:
-    """Counts of an epoch, which may be cut short by the budget, and its mean difficulty by tenth."""
-    means = [
-        _rounded(np.mean([scores[places[place]] for place in part])) if len(part) else None
-        for part in _parts(len(places))
-    ]
+def _epoch(number: int, places: Sequence[str], size: int, scores: Mapping[str, float], records: int) -> dict[str, Any]:
+    """Counts of an epoch of `size` places, which the budget may cut short, and its mean difficulty by tenth."""
+    parts = [places[part.start : part.stop] for part in _parts(size)]
+    means = [_rounded(np.mean([scores[key] for key in part])) if part else None for part in parts]
     distinct = len(set(places))
     return {
         "epoch": number,

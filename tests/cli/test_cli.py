@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -219,5 +220,9 @@ def test_order_tells_what_comes_when_before_training(capsys, monkeypatch, reques
     assert figure.read_bytes().startswith(b"\x89PNG")
     shown = run(capsys, "data", "order", str(config))[1]
     assert "sorted by length, easiest first" in shown
+    assert "first epoch by tenth\n" in shown
+    budget = ["--set", "run.budget.epochs=0.5", "--set", "run.budget.min_updates=0"]
+    short = run(capsys, "data", "order", str(config), *budget)[1]
+    assert re.search(r"first epoch by tenth; the budget ends after \d+ of its 80 places \(-: not read\)", short)
     assert "mean difficulty by tenth, epoch by epoch" in shown  # competence ends after its first epoch
     assert "…" not in shown, "a number is cut"

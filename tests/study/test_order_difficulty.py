@@ -18,7 +18,8 @@ from dynamics.study.course import device_batches, mixture_of, plan_run
 from dynamics.study.difficulty import order_scores, pass_sums, trained_keys
 from dynamics.study.folder import CellFolder
 from dynamics.study.grid import Cell, Study, coordinates
-from dynamics.study.order_table import order_table, ordered
+from dynamics.study.order_figures import order_figure
+from dynamics.study.order_table import described, order_table, ordered
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import Batch, Budget, cell_id
 
@@ -237,6 +238,29 @@ def test_the_table_tells_what_comes_when_what_repeats_and_what_never_comes(works
     assert first["repeats"] == first["not_read"] > 0
     assert second["repeats"] == second["not_read"] == drawn["never_read"] == 0
     assert paced["difficulty"] == "model loss"
+
+
+def test_tenths_are_of_the_epoch_and_not_of_what_is_read_of_it(workspace):
+    run = changed(START, order=Sorted(by=Length()), volume=4)
+    (whole,) = order_table(Study(name="whole", run=changed(run, budget=Budget(epochs=1)), base_cells=False), workspace)[
+        "orders"
+    ]
+    part = described(changed(run, budget=Budget(epochs=0.5)), workspace, by=Length())
+    read = part["first_epoch_read"]
+    assert (whole["first_epoch_read"], whole["places_per_epoch"], part["places_per_epoch"]) == (40, 40, 40)
+    assert 0 < read < 36
+    assert [tenth["places"] for tenth in part["tenths"]] == [min(4, max(0, read - 4 * k)) for k in range(10)]
+    full = read // 4
+    assert part["tenths"][:full] == whole["tenths"][:full]
+    assert part["tenths"][9]["difficulty"] is None
+    assert set(part["tenths"][9]["abilities"].values()) == {None}
+    assert part["by_epoch"][0]["difficulty"][:full] == whole["by_epoch"][0]["difficulty"][:full]
+    figure = order_figure({"name": "parts", "orders": [whole, part]})
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels[1:3] == ["80% of its records", "mean of the epoch, as far as it is read"]
+    assert labels[-1] == "not read: the budget ends"
 
 
 def test_orders_without_a_difficulty_need_no_scores(workspace):
