@@ -91,10 +91,11 @@ def test_chosen_replies_that_grow_less_likely_are_said_to(results):
 
 def test_replies_that_fall_alike_are_not_said_to_differ():
     """A point value below another is no finding: the interval of the difference decides."""
-    falling = [result("dpo", seed, chosen_change=-3.0, rejected_change=-3.001) for seed in range(3)]
+    falling = [result("dpo", seed, chosen_change=-3.0, rejected_change=-3.1) for seed in range(3)]
     (row,) = (row for row in preference_rows(falling, bootstrap=FEW) if row.ability == OVERALL)
     assert row["chosen_change"].negative
     assert row["rejected_change"].negative
+    assert row["rejected_change"].value < row["chosen_change"].value
     assert row["gap_change"].low < 0 < row["gap_change"].high
     (finding,) = preference_findings([row])
     assert "Both replies became less likely, neither clearly more so than the other" in finding.lines[1]
