@@ -32,12 +32,12 @@ from dynamics.eval.logprobs import logprob_sums, plan_documents
 from dynamics.study.base import first_model
 from dynamics.study.course import mixture_of
 from dynamics.study.folder import wait_for
-from dynamics.study.kept_sums import KeptSums
+from dynamics.study.kept_sums import KeptSums, check_together
 from dynamics.study.known_difficulty import known_scores
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import Run, is_preference, start_identity
 from dynamics.study.stores import ProgressLine
-from dynamics.train.distributed import agree, barrier, check_shared, is_lead, several
+from dynamics.train.distributed import barrier, check_shared, is_lead, several
 
 Report = Callable[[Progress], None]
 
@@ -98,11 +98,11 @@ def pass_sums(
     if several():
         check_shared(kept.folder.parent)
     with wait_for(kept.folder.with_suffix(".lock")) if is_lead() else contextlib.nullcontext():
-        known = kept.read() if is_lead() else np.zeros(0)
+        kept.check()
         barrier("difficulty")  # what is damaged is set aside before the others look
-        known = known if is_lead() else kept.read()
+        known = kept.read()
         missing = wanted[np.isnan(known[wanted])]
-        _check_together(missing)
+        check_together(missing, "difficulties")
         if len(missing):
             kept.describe(identity)
             told = report or _Told(f"scoring {len(missing):,} records of {run.source.name!r}, replies {kind}")
@@ -199,15 +199,6 @@ def _scored_tokens(run: Run, store: TokenStore, index: Int64[np.ndarray, " recor
     return np.array([_conversation(run, store, one).num_trained for one in index.tolist()], dtype=np.int64)
 
 
-def _check_together(missing: Int64[np.ndarray, " documents"]) -> None:
-    told = config.fingerprint(missing.tolist())
-    if agree(told) != told:
-        raise UserError(
-            f"the difficulty of {len(missing)} records is missing here and of others in process 0: the processes see "
-            "other data or other cache folders; give all of them the same"
-        )
-
-
 def _compute(
     run: Run,
     kept: KeptSums,
@@ -229,8 +220,7 @@ def _compute(
     began = time.monotonic()
 
     def save(until: int) -> None:
-        if is_lead():
-            kept.write(missing[saved:until], known[missing[saved:until]])
+        kept.write(missing[saved:until], known[missing[saved:until]])
 
     try:
         packing = plan_documents(documents, rows=run.batch.rows // run.batch.micro, length=run.batch.length)

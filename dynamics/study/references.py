@@ -13,17 +13,14 @@ which moves its sum by float rounding.
 """
 
 import contextlib
-import dataclasses
-import io
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from dynamics import config
 from dynamics.data.pair_batches import PairBatches
@@ -31,11 +28,11 @@ from dynamics.data.preparation import Progress
 from dynamics.data.store import TokenStore
 from dynamics.errors import UserError
 from dynamics.eval.preferences import pair_shape, score_pairs
-from dynamics.study.cache import read_sealed, set_aside, write_sealed
-from dynamics.study.folder import wait_for, write_json
+from dynamics.study.folder import wait_for
+from dynamics.study.kept_sums import KeptSums, check_together
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import Run, start_identity
-from dynamics.train.distributed import agree, barrier, check_shared, is_lead, several
+from dynamics.train.distributed import barrier, check_shared, is_lead, several
 
 Report = Callable[[Progress], None]
 
@@ -59,20 +56,21 @@ def references(
     `model` is called only if some document of `keys` is not in the cache, and what it gives is not kept.
     """
     wanted = np.unique(store.indices(keys))
-    cache = _Cache(folder=references_folder(run, store, workspace), store=store, sides=num_sides(run))
+    cache = KeptSums(
+        folder=references_folder(run, store, workspace), size=len(store), sides=num_sides(run), dtype="float32",
+        unit="nats, summed over a reply's tokens",
+    )  # fmt: skip
     if several():
         check_shared(cache.folder.parent)
     with wait_for(cache.folder.with_suffix(".lock")) if is_lead() else contextlib.nullcontext():
-        if is_lead():
-            cache.check()
+        cache.check()
         barrier("references")  # what is damaged is gone before the others look
         known = cache.read()
         missing = wanted[np.isnan(known[wanted]).any(axis=1)]
-        _check_together(missing)
+        check_together(missing, "reference log-probabilities")
         if len(missing):
-            if is_lead():
-                cache.describe(references_identity(run, store))
-            known = _compute(run, cache, known, wanted, missing, model(), mesh, report, save_every)
+            cache.describe(references_identity(run, store))
+            known = _compute(run, store, cache, known, wanted, missing, model(), mesh, report, save_every)
     found = np.full_like(known, np.nan)
     found[wanted] = known[wanted]
     return found
@@ -103,18 +101,10 @@ def num_sides(run: Run) -> int:
     return 3 if getattr(run.objective, "needs_mismatched", False) else 2
 
 
-def _check_together(missing: Int64[np.ndarray, " documents"]) -> None:
-    told = config.fingerprint(missing.tolist())
-    if agree(told) != told:
-        raise UserError(
-            f"{len(missing)} reference log-probabilities are missing here and others in process 0: the processes see "
-            "other data or other cache folders; give all of them the same"
-        )
-
-
 def _compute(
     run: Run,
-    cache: "_Cache",
+    store: TokenStore,
+    cache: KeptSums,
     known: Float32[np.ndarray, "documents sides"],
     wanted: Int64[np.ndarray, " documents"],
     missing: Int64[np.ndarray, " documents"],
@@ -124,25 +114,31 @@ def _compute(
     save_every: float,
 ) -> Float32[np.ndarray, "documents sides"]:
     """`known` with the missing sums, which are written as they come; whatever ends the pass, what is done is kept."""
-    whole, rest = (pair_batches(run, cache.store, documents) for documents in (wanted, missing))
+    whole, rest = (pair_batches(run, store, documents) for documents in (wanted, missing))
     # The program of an unbroken pass, whatever is left of it: other shapes could round otherwise. What an earlier slice
     # leaves out of the middle packs in another way, and may need more room.
     shape = pair_shape(whole, rest, mesh=mesh)
-    pending: list[tuple[np.ndarray, np.ndarray]] = []
+    pending: list[np.ndarray] = []
     saved, done = time.monotonic(), len(wanted) - len(missing)
+
+    def save() -> None:
+        documents = np.concatenate(pending or [missing[:0]])
+        cache.write(documents, known[documents])
+        pending.clear()
+
     try:
         for places, sums in score_pairs(model, rest, shape, mesh=mesh):
             documents = rest.documents[places.start : places.stop]
             _check_numbers(sums)
             known[documents] = sums
-            pending.append((documents, sums))
+            pending.append(documents)
             done += len(documents)
             report(Progress(done=done, total=len(wanted), found=len(wanted) - len(missing)))
             if time.monotonic() - saved >= save_every:
-                cache.write(pending)
+                save()
                 saved = time.monotonic()
     finally:
-        cache.write(pending)
+        save()
     return known
 
 
@@ -161,56 +157,3 @@ def pair_batches(run: Run, store: TokenStore, documents: Int64[np.ndarray, " doc
         store, [keys], rows=run.batch.rows // run.batch.micro, length=run.batch.length,
         shared_prompt=run.replies.shared_prompt, sides=num_sides(run),
     )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Cache:
-    """The parts in a folder. Only the lead writes, with the lock held."""
-
-    folder: Path
-    store: TokenStore
-    sides: int
-
-    def parts(self) -> list[Path]:
-        return sorted(self.folder.glob("part-*.npz"))
-
-    def describe(self, identity: dict[str, Any]) -> None:
-        if not (self.folder / "about.json").exists():
-            write_json(self.folder / "about.json", {"identity": identity, "unit": "nats, summed over a reply's tokens"})
-
-    def check(self) -> None:
-        """Set aside every part that is damaged, and say so: its documents are computed again."""
-        for path in self.parts():
-            try:
-                self._load(path)
-            except UserError as damage:
-                set_aside(path, str(damage))
-
-    def read(self) -> Float32[np.ndarray, "documents sides"]:
-        """The sums of all documents of the store; NaN where no part has them."""
-        known = np.full((len(self.store), self.sides), np.nan, np.float32)
-        for path in self.parts():
-            documents, sums = self._load(path)
-            known[documents] = sums
-        return known
-
-    def write(self, pending: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        """A new part of what is pending, which is then empty."""
-        if pending and is_lead():
-            numbers = [int(path.stem.removeprefix("part-")) for path in self.parts()]
-            buffer = io.BytesIO()
-            documents, sums = (np.concatenate(each) for each in zip(*pending, strict=True))
-            np.savez(buffer, documents=documents.astype(np.int64), sums=sums.astype(np.float32))
-            write_sealed(self.folder / f"part-{max(numbers, default=-1) + 1:05d}.npz", buffer.getvalue())
-        pending.clear()
-
-    def _load(self, path: Path) -> tuple[Int64[np.ndarray, " documents"], Float[np.ndarray, "documents sides"]]:
-        try:
-            with np.load(io.BytesIO(read_sealed(path))) as saved:
-                documents, sums = saved["documents"], saved["sums"]
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is no part of reference log-probabilities ({error})") from error
-        fits = documents.ndim == 1 and sums.shape == (len(documents), self.sides) and np.isfinite(sums).all()
-        if not fits or (documents.size and not 0 <= documents.min() <= documents.max() < len(self.store)):
-            raise UserError(f"{path} holds other documents than its store has")
-        return documents, sums
