@@ -24,6 +24,7 @@ _COLUMNS = (
     ("no_trained_token", "no target"),
     ("rejected", "rejected"),
 )
+_OF_PAIRS = (("same_replies", "same replies"),)
 
 
 def prepare(options: argparse.Namespace) -> int:
@@ -95,11 +96,12 @@ def _print_store(store: dict[str, Any], shard: str | None) -> None:
     print(f"  {store['shards']} shards, {size}{policy}")
     print(f"  tokenizer {settings['tokenizer']}{template}, fingerprint {store['fingerprint']}")
     rows = [(name or "plain text", counts) for name, counts in store["abilities"].items()]
+    columns = (*_COLUMNS, *(one for one in _OF_PAIRS if any(one[0] in counts for _, counts in rows)))
     if len(rows) > 1:
-        rows.append(("all", {key: sum(one.get(key, 0) for _, one in rows) for key, _ in _COLUMNS}))
-    print(f"  {'':18}" + "".join(f"{title:>{_width(title)}}" for _, title in _COLUMNS))
+        rows.append(("all", {key: sum(one.get(key, 0) for _, one in rows) for key, _ in columns}))
+    print(f"  {'':18}" + "".join(f"{title:>{_width(title)}}" for _, title in columns))
     for name, counts in rows:
-        print(f"  {name:18}" + "".join(f"{counts.get(key, 0):>{_width(title)},}" for key, title in _COLUMNS))
+        print(f"  {name:18}" + "".join(f"{counts.get(key, 0):>{_width(title)},}" for key, title in columns))
 
 
 def _width(title: str) -> int:

@@ -43,7 +43,8 @@ class Replies:
         the replies, where a row cannot hold them all   from the right, the longer reply first
 
     A reply that was cut has no end token. A pair of which a reply has no token left is dropped, and so is one whose
-    replies are the same tokens, cut or not: nothing can be preferred. Both are counted.
+    replies are the same tokens, after cutting or as the template writes them: nothing can be preferred. Both are
+    counted.
 
     What is cut off a prompt's left is whatever stands there: begin of text, system turn and the header of the first
     turn go before the question does, and nothing is put back. TRL has no limit of the prompt alone: it cuts prompt and
@@ -208,11 +209,6 @@ def _fit_own(
             )
         return None, ReplyCounts(no_trained_token=1)
     if _same(fitted.replies):
-        if policy == "error":
-            raise UserError(
-                f"pair {key} has two replies of the same tokens, so nothing can be preferred; leave it out or use the "
-                "policy 'drop', which counts it"
-            )
         return None, ReplyCounts(same_replies=1)
     was = [len(one) for one in pair.replies]
     now = [len(one) for one in fitted.replies]
