@@ -30,7 +30,7 @@ from dynamics.study.course import Course
 from dynamics.study.prepare import Workspace
 from dynamics.study.references import pair_batches, references
 from dynamics.study.run import Run
-from dynamics.study.stores import ProgressLine
+from dynamics.study.stores import PassLine
 from dynamics.train.distributed import is_lead
 
 HELD_OUT = ("valid", "test")
@@ -158,7 +158,7 @@ class CellPreferences:
     def _references(
         self, split: str, store: TokenStore, keys: Sequence[str], first: Callable[[], Any]
     ) -> Float32[np.ndarray, "documents sides"]:
-        line = ProgressLine(f"reference log-probabilities, {split} pairs")
+        line = PassLine(f"reference log-probabilities, {split} pairs")
         told = line if is_lead() else (lambda progress: None)
         return references(self.run, store, keys, self.workspace, first, self.mesh, told)
 

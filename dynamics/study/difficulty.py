@@ -36,7 +36,7 @@ from dynamics.study.kept_sums import KeptSums, check_together
 from dynamics.study.known_difficulty import known_scores
 from dynamics.study.prepare import Workspace
 from dynamics.study.run import Run, is_preference, start_identity
-from dynamics.study.stores import ProgressLine
+from dynamics.study.stores import PassLine
 from dynamics.train.distributed import barrier, check_shared, is_lead, several
 
 Report = Callable[[Progress], None]
@@ -105,7 +105,7 @@ def pass_sums(
         check_together(missing, "difficulties")
         if len(missing):
             kept.describe(identity)
-            told = report or _Told(f"scoring {len(missing):,} records of {run.source.name!r}, replies {kind}")
+            told = report or PassLine(f"scoring {len(missing):,} records of {run.source.name!r}, replies {kind}")
             read = _reader(run, kind, store, workspace)
             _compute(run, kept, known, missing, read, model(), mesh, told, save_every)
     found = np.full(len(store), np.nan)
@@ -124,18 +124,6 @@ def pass_identity(run: Run, kind: str, store: TokenStore, workspace: Workspace) 
         "dtypes": [str(shape.param_dtype), str(shape.compute_dtype)],
         **own,
     }
-
-
-class _Told:
-    """A progress line whose clock starts with the first batch, which waits for the compiler."""
-
-    def __init__(self, what: str) -> None:
-        self._what, self._line, self._first = what, None, 0
-
-    def __call__(self, progress: Progress) -> None:
-        if self._line is None:
-            self._line, self._first = ProgressLine(self._what), progress.done
-        self._line(dataclasses.replace(progress, found=self._first))
 
 
 class _Once:

@@ -165,3 +165,16 @@ class ProgressLine:
             if progress.total is not None:
                 line += f", about {duration((progress.total - progress.done) * spent / made)} left"
         print(line, file=self._stream or sys.stderr, flush=True)
+
+
+class PassLine:
+    """A progress line of a pass of a model: its clock starts with the first batch, which waits for the compiler."""
+
+    def __init__(self, what: str, *, every: float = 5.0, stream: TextIO | None = None) -> None:
+        self._make = lambda: ProgressLine(what, every=every, stream=stream)
+        self._line, self._first = None, 0
+
+    def __call__(self, progress: Progress) -> None:
+        if self._line is None:
+            self._line, self._first = self._make(), progress.done
+        self._line(dataclasses.replace(progress, found=self._first))

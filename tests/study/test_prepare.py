@@ -15,7 +15,7 @@ from dynamics.record import ABILITY_NAMES
 from dynamics.study.checks import check_volumes
 from dynamics.study.grid import Cell
 from dynamics.study.prepare import Workspace, prepare_runs
-from dynamics.study.stores import ProgressLine
+from dynamics.study.stores import PassLine, ProgressLine
 
 from .tiny import RUN, changed
 
@@ -103,3 +103,14 @@ def test_long_work_is_told_with_rate_and_time_left_and_short_work_not_at_all():
     assert first.startswith("preparing: 4,096 of ..., ")
     assert second.startswith("preparing: 8,192 of 10,000, ")
     assert " a second, about 0 s left" in second
+
+
+def test_the_clock_of_a_pass_starts_when_its_program_is_compiled(monkeypatch):
+    """Half of 100 pairs lay in the cache; the first batch of 10 took a minute of compiling, the next 10 two seconds."""
+    now, stream = [0.0], io.StringIO()
+    monkeypatch.setattr("dynamics.study.stores.time.monotonic", lambda: now[0])
+    line = PassLine("references", every=1.0, stream=stream)
+    for at, done in ((60.0, 60), (62.0, 70)):
+        now[0] = at
+        line(Progress(done=done, total=100, found=50))
+    assert stream.getvalue() == "references: 70 of 100, 5 a second, about 6 s left\n"
