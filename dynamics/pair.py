@@ -172,6 +172,13 @@ def _is_reply(messages: object) -> bool:
 
 def _in_messages(data: dict[str, Any], side: str, where: str) -> Record:
     """Prompt and one reply as a checked conversation, out of a list of messages."""
+    for one in _SIDES:
+        if not isinstance(data[one], (str, list)):
+            raise RecordError(where, one, f"is {_plain(data[one])}; it is a text or a list of messages")
+    if isinstance(data[side], str):
+        raise RecordError(
+            where, side, "is a text and the other reply a list of messages; write both as texts or both as lists"
+        )
     return _checked({"messages": data[side]}, data, where, {"messages": side})
 
 
@@ -184,11 +191,16 @@ def _in_conversation(data: dict[str, Any], side: str, where: str) -> Record:
     return _checked(row, data, where, {f"conversations[{len(conversation)}]": side})
 
 
+def _plain(value: object) -> str:
+    """What is neither a text nor a list, as a message shows it."""
+    return "an object" if isinstance(value, dict) else json.dumps(value)
+
+
 def _after_prompt(data: dict[str, Any], side: str, where: str) -> Record:
     """The same, out of a prompt and a reply, each a text or a list of messages."""
     prompt, reply = data.get("prompt"), data[side]
     if not isinstance(prompt, (str, list)) or not prompt:
-        problem = "is missing" if "prompt" not in data else "is empty" if prompt in ("", []) else "is neither"
+        problem = "is missing" if "prompt" not in data else "is empty" if prompt in ("", []) else f"is {_plain(prompt)}"
         raise RecordError(where, "prompt", f"{problem}; it is a text or a list of messages")
     if not isinstance(reply, (str, list)):
         raise RecordError(where, side, "must be a text or a list of messages")

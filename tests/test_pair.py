@@ -167,7 +167,11 @@ _BLANK = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": 
         (_ultra() | {"rejected": _OTHER_PROMPT}, "rejected[0] differs from chosen[0]; both answer one prompt"),
         (_ultra() | {"rejected": _BLANK}, "rejected[1].content is empty; write something or leave the record out"),
         (_ultra() | {"prompt": "What?"}, "prompt is not what the user says first in chosen and rejected"),
-        (_ultra() | {"chosen": "good"}, "chosen is 'good'; it must be a list with at least one turn"),
+        (_ultra() | {"chosen": "good"}, "chosen is a text and the other reply a list of messages; write both as texts"),
+        (_ultra() | {"chosen": None}, "chosen is null; it is a text or a list of messages"),
+        ({"prompt": "Why?", "chosen": "good", "rejected": None}, "rejected is null; it is a text or a list"),
+        ({"prompt": "Why?", "chosen": {"content": "a"}, "rejected": "b"}, "chosen is an object; it is a text or a"),
+        ({"prompt": 5, "chosen": "good", "rejected": "bad"}, "prompt is 5; it is a text or a list of messages"),
         (
             _ultra(score_chosen=1, score_rejected=2.5),
             "score_chosen is 1, below score_rejected 2.5; they are swapped",

@@ -3,10 +3,12 @@
 import argparse
 import collections
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dynamics.cli import EXIT_USER
 from dynamics.cli.catalogue import SHOWN_REJECTED, kind_of_reason, print_sample
 from dynamics.cli.pair_counts import PairCounts, pair_lines
 from dynamics.data.pair_files import PairFiles
@@ -41,14 +43,21 @@ def show(options: argparse.Namespace) -> int:
         _check_pairs(given)
         seen["parts"] = {"": _seen(stream_pairs(given, on_bad_record=skip), options.rows)}
         seen["prompts_in_two_splits"] = {}
+    code = 0 if any(map(_holds_pairs, seen["parts"].values())) else EXIT_USER
     if options.json:
         print(json.dumps(seen, ensure_ascii=False))
-        return 0
+        return code
     for name, part in seen["parts"].items():
         _print_part(f"{given} {name}".strip(), part)
     for part, count in seen["prompts_in_two_splits"].items():
         print(f"{part}: {count:,} prompts stand in two splits; leave them in one, or what is trained on is tested")
-    return 0
+    if code:
+        print(f"dynamics: no row of {given} gave a pair; a pair has 'chosen' and 'rejected'", file=sys.stderr)
+    return code
+
+
+def _holds_pairs(part: dict[str, Any]) -> bool:
+    return any(part["pairs"][kind] for kind in ("pairs", "desirable", "undesirable"))
 
 
 def _seen(rows: Iterable[Pair | Rejected], num_samples: int) -> dict[str, Any]:
@@ -104,7 +113,7 @@ def _print_part(title: str, part: dict[str, Any]) -> None:
     judged = pairs["desirable"] + pairs["undesirable"]
     kinds = f", {judged:,} replies judged alone" if judged else ""
     print(f"{title}: {pairs['pairs']:,} pairs{kinds}, {part['rejected']:,} rejected")
-    for line in pair_lines(pairs):
+    for line in pair_lines(pairs) if _holds_pairs(part) else ():
         print(f"  {line}")
     for reason, count in part["reasons"].items():
         print(f"  rejected {count:,}: {reason}")

@@ -163,7 +163,7 @@ def _not_json(error: ValueError | RecursionError, text: str) -> str:
         return f"not JSON that can be read: {error}"
     if text.strip() == "{":
         return "not JSON: the line is '{' alone; write each record on one line, or all of them as one list [...]"
-    return f"not JSON: {error.msg} at column {error.colno}"
+    return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
 
 
 def _shown(raw: bytes) -> str:

@@ -69,6 +69,17 @@ def test_a_folder_is_shown_by_part_and_split(capsys, tmp_path: Path):
     assert "en: 1 prompts stand in two splits; leave them in one" in out
 
 
+def test_a_file_without_a_sound_row_is_no_file_of_pairs(capsys, tmp_path: Path):
+    write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "Why?", "chosen": "so", "rejected": None}, ROWS[3]])
+    code, out, err = run(capsys, str(tmp_path / "pairs.jsonl"))
+    assert code == 2
+    assert out.splitlines()[0].endswith("pairs.jsonl: 0 pairs, 2 rejected")
+    assert "weights" not in out
+    assert "pairs.jsonl:1: rejected is null; it is a text or a list of messages" in out
+    assert "pairs.jsonl gave a pair" in err
+    assert run(capsys, str(tmp_path / "pairs.jsonl"), "--json")[0] == 2
+
+
 def test_a_bad_row_is_an_error_where_errors_are_wanted(capsys, file: Path):
     code, _, err = run(capsys, str(file), "--on-bad-record", "error")
     assert code == 2

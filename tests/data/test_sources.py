@@ -148,6 +148,7 @@ def test_a_repeated_record_is_counted_and_no_error(tmp_path):
             json.dumps([row(0)], indent=1).encode()[:-1],
             "x.jsonl:16: the JSON list that starts the file is not closed, or something follows it",
         ),
+        (b'{"a": "\x01"}\n', "x.jsonl:1: not JSON: Invalid control character at column 8"),
         (b'[\n{"a" 1}]', "x.jsonl:2: not JSON: Expecting ':' delimiter at column 6"),
         (b'[{"a": "\xe4"}]', "x.jsonl:1: byte 0xe4 at offset 8 of the file is not UTF-8; convert the file to UTF-8"),
     ],
