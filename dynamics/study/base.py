@@ -22,8 +22,9 @@ from dynamics.seeds import name_hash, stream
 from dynamics.study.cache import from_cache
 from dynamics.study.course import device_batches, plan_course
 from dynamics.study.folder import wait_for, write_json
+from dynamics.study.identity import base_identity
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import After, Base, Budget, Run, base_identity, weights_folder
+from dynamics.study.run import After, Base, Budget, Run, weights_folder
 from dynamics.study.stage import parameters_folder
 from dynamics.train.checkpoint import load_params, save_params
 from dynamics.train.distributed import agree, check_mesh, check_shared, is_lead, placed, row_shards_here, several

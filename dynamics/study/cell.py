@@ -36,8 +36,9 @@ from dynamics.study.course import device_batches, plan_run, pool_counts
 from dynamics.study.difficulty import order_scores
 from dynamics.study.folder import CellFolder, write_json
 from dynamics.study.grid import Cell
+from dynamics.study.identity import identity
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import identity, is_preference
+from dynamics.study.run import is_preference
 from dynamics.train.checkpoint import Checkpointer, load_params, save_params
 from dynamics.train.distributed import agree, barrier, check_shared, is_lead, several
 from dynamics.train.log import Log, read_log

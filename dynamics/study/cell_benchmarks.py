@@ -6,8 +6,9 @@ from jax.sharding import Mesh
 
 from dynamics import config
 from dynamics.eval.benchmark_eval import PreparedTest, prepare_benchmark, score_benchmarks
+from dynamics.study.identity import benchmark_identity
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Run, benchmark_identity, benchmarks_of
+from dynamics.study.run import Run, benchmarks_of
 
 
 def prepared_tests(run: Run, workspace: Workspace) -> tuple[PreparedTest, ...]:

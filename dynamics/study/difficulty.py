@@ -32,10 +32,11 @@ from dynamics.eval.logprobs import logprob_sums, plan_documents
 from dynamics.study.base import first_model
 from dynamics.study.course import mixture_of
 from dynamics.study.folder import wait_for
+from dynamics.study.identity import start_identity
 from dynamics.study.kept_sums import KeptSums, check_together
 from dynamics.study.known_difficulty import known_scores
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Run, is_preference, start_identity
+from dynamics.study.run import Run, is_preference
 from dynamics.study.stores import PassLine
 from dynamics.train.distributed import barrier, check_shared, is_lead, several
 

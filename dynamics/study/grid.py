@@ -14,7 +14,8 @@ from dynamics.errors import UserError
 from dynamics.losses.objective import Objective
 from dynamics.losses.sft import SFT
 from dynamics.model.llama import LlamaConfig
-from dynamics.study.run import After, Base, Budget, Run, cell_id, trainable
+from dynamics.study.identity import cell_id
+from dynamics.study.run import After, Base, Budget, Run, trainable
 
 _AXES = ("sizes", "volumes", "ability_sets", "seeds", "sources", "orders", "budgets", "objectives", "bases")
 

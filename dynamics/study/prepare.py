@@ -29,15 +29,14 @@ from dynamics.model.model_folder import is_model_folder
 from dynamics.record import Record
 from dynamics.study.cache import from_cache, read_sealed, write_sealed
 from dynamics.study.folder import wait_for
+from dynamics.study.identity import source_fingerprint, tokenizer_identity
 from dynamics.study.run import (
     After,
     Base,
     Run,
     is_preference,
-    source_fingerprint,
     stages,
     tokenizer_file,
-    tokenizer_identity,
     tokenizer_run,
     trainable,
     weights_folder,

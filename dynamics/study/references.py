@@ -29,9 +29,10 @@ from dynamics.data.store import TokenStore
 from dynamics.errors import UserError
 from dynamics.eval.preferences import pair_shape, score_pairs
 from dynamics.study.folder import wait_for
+from dynamics.study.identity import start_identity
 from dynamics.study.kept_sums import KeptSums, check_together
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Run, start_identity
+from dynamics.study.run import Run
 from dynamics.train.distributed import barrier, check_shared, is_lead, several
 
 Report = Callable[[Progress], None]

@@ -28,8 +28,8 @@ from dynamics.model.convert import check_length, is_model_folder, load_model, re
 from dynamics.model.llama import LlamaConfig, abstract
 from dynamics.model.sharding import MeshShape, make_mesh, num_row_shards, shardings_for
 from dynamics.study.folder import claim, read_json, write_json
+from dynamics.study.identity import RESULTS_VERSION
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import RESULTS_VERSION
 from dynamics.study.single import finished_run
 from dynamics.train.checkpoint import load_params, read_manifest
 

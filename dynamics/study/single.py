@@ -15,9 +15,10 @@ from dynamics.record import Record
 from dynamics.study.base import load_model_parameters, row_groups, run_mesh
 from dynamics.study.checks import check_runs
 from dynamics.study.folder import CellFolder, read_json
+from dynamics.study.identity import source_fingerprint
 from dynamics.study.jobs import run_cell
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Run, source_fingerprint
+from dynamics.study.run import Run
 from dynamics.study.stage import stage_cell
 from dynamics.train.distributed import agree, is_lead
 

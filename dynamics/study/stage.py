@@ -17,8 +17,9 @@ from dynamics.study.cache import set_aside
 from dynamics.study.course import plan_run
 from dynamics.study.folder import CellFolder, read_json, wait_for, write_json
 from dynamics.study.grid import Cell, coordinates
+from dynamics.study.identity import cell_id
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import After, Run, cell_id
+from dynamics.study.run import After, Run
 from dynamics.train.checkpoint import verify_params
 from dynamics.train.distributed import agree, is_lead, several
 from dynamics.train.manifest import Damaged, sound_manifest

@@ -16,8 +16,9 @@ from dynamics.data.sources import Source
 from dynamics.data.store import Empty
 from dynamics.data.tokenizer import Tokenizer
 from dynamics.errors import UserError
+from dynamics.study.identity import RESULTS_VERSION, corpus_fingerprint, source_fingerprint
 from dynamics.study.progress import duration
-from dynamics.study.run import RESULTS_VERSION, Run, corpus_fingerprint, is_preference, source_fingerprint
+from dynamics.study.run import Run, is_preference
 
 WHOLE = (0, 1)  # a share: part 0 of 1
 

@@ -21,8 +21,9 @@ from dynamics.record import ABILITY_NAMES
 from dynamics.seeds import stream
 from dynamics.study.course import plan_run
 from dynamics.study.estimate import Work
+from dynamics.study.identity import source_fingerprint, tokenizer_identity
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Base, Batch, Run, is_preference, source_fingerprint, tokenizer_identity
+from dynamics.study.run import Base, Batch, Run, is_preference
 
 # Lengths of documents where none can be counted: lognormal around --tokens-per-record, cut at a row. The spread is that
 # of common instruction data (mean 147, median 123, 95th percentile 340 tokens).

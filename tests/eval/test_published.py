@@ -7,7 +7,8 @@ import pytest
 from dynamics.data.practice.source import Practice
 from dynamics.eval import published
 from dynamics.eval.settings import PUBLISHED, Evaluation
-from dynamics.study.run import Run, identity
+from dynamics.study.identity import identity
+from dynamics.study.run import Run
 
 
 @pytest.mark.parametrize(

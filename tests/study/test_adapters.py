@@ -13,8 +13,9 @@ from dynamics.study.base import first_model
 from dynamics.study.cell import Training
 from dynamics.study.folder import CellFolder
 from dynamics.study.grid import Cell, coordinates
+from dynamics.study.identity import cell_id
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Budget, cell_id
+from dynamics.study.run import Budget
 from dynamics.study.single import score_run, train_run
 from dynamics.train.checkpoint import Checkpointer, load_params, read_manifest
 from dynamics.train.log import Log

@@ -18,9 +18,10 @@ from dynamics.study.base import first_model
 from dynamics.study.execution import run_study
 from dynamics.study.folder import CellFolder, StudyFolder
 from dynamics.study.grid import Study
+from dynamics.study.identity import cell_id, start_identity
 from dynamics.study.jobs import make_stage, needed_jobs, run_stage
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import After, Budget, cell_id, start_identity
+from dynamics.study.run import After, Budget
 from dynamics.study.single import train_run
 from dynamics.study.stage import adopt, is_ready, stage_cell, stage_folder
 from dynamics.train.checkpoint import load_params, read_manifest
@@ -205,7 +206,7 @@ _KILLED = """
 import os, signal, sys
 from dynamics.study import cell
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import cell_id
+from dynamics.study.identity import cell_id
 from dynamics.study.single import train_run
 from tests.study.test_after import KILLED_AT_3, AFTER_IT
 

@@ -21,10 +21,11 @@ from dynamics.study.course import plan_course
 from dynamics.study.execution import run_study
 from dynamics.study.folder import CellFolder, read_json
 from dynamics.study.grid import Cell, Study, coordinates
+from dynamics.study.identity import cell_id
 from dynamics.study.jobs import run_cell
 from dynamics.study.prepare import Workspace
 from dynamics.study.results import load_results
-from dynamics.study.run import Batch, Budget, benchmarks_of, cell_id, volumes
+from dynamics.study.run import Batch, Budget, benchmarks_of, volumes
 from dynamics.study.status import study_status
 from dynamics.train.loop import Interrupted
 

@@ -15,8 +15,9 @@ import pytest
 from dynamics.model.sharding import MeshShape
 from dynamics.study.cell import plan_run
 from dynamics.study.course import device_batches
+from dynamics.study.identity import cell_id
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Batch, cell_id
+from dynamics.study.run import Batch
 
 from .tiny import RUN, changed
 

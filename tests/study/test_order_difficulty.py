@@ -18,10 +18,11 @@ from dynamics.study.course import device_batches, mixture_of, plan_run
 from dynamics.study.difficulty import order_scores, pass_sums, trained_keys
 from dynamics.study.folder import CellFolder
 from dynamics.study.grid import Cell, Study, coordinates
+from dynamics.study.identity import cell_id
 from dynamics.study.order_figures import order_figure
 from dynamics.study.order_table import described, order_table, ordered
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Batch, Budget, cell_id
+from dynamics.study.run import Batch, Budget
 
 from .tiny import RUN, changed
 

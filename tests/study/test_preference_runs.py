@@ -21,13 +21,14 @@ from dynamics.record import Turn
 from dynamics.study.checks import check_volumes
 from dynamics.study.course import device_batches, plan_run, pool_counts
 from dynamics.study.grid import Study, objective_name
+from dynamics.study.identity import cell_id
 from dynamics.study.plan import plan
 from dynamics.study.plan_jobs import Assumptions, jobs_of
 from dynamics.study.populations import groups
 from dynamics.study.prepare import Workspace
 from dynamics.study.preview import preview
 from dynamics.study.program import _batch as abstract_batch
-from dynamics.study.run import After, Batch, Budget, cell_id, is_preference
+from dynamics.study.run import After, Batch, Budget, is_preference
 from dynamics.study.single import train_run
 from dynamics.study.speedup import of_records
 from dynamics.study.topologies import parse_topology

@@ -30,12 +30,13 @@ from dynamics.study.cell import Training
 from dynamics.study.choice import choose
 from dynamics.study.folder import CellFolder
 from dynamics.study.grid import Cell, coordinates
+from dynamics.study.identity import cell_id
 from dynamics.study.jobs import run_cell
 from dynamics.study.known_difficulty import known_scores
 from dynamics.study.prepare import Workspace, prepare_runs
 from dynamics.study.references import pair_batches, references, references_folder
 from dynamics.study.report import write_report
-from dynamics.study.run import Batch, Budget, cell_id
+from dynamics.study.run import Batch, Budget
 from dynamics.train.log import read_log
 from dynamics.train.loop import Interrupted
 

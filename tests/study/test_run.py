@@ -14,9 +14,10 @@ from dynamics.errors import UserError
 from dynamics.study.cell import Training, choose, plan_run
 from dynamics.study.folder import CellFolder
 from dynamics.study.grid import Cell, coordinates
+from dynamics.study.identity import base_identity, cell_id, source_fingerprint
 from dynamics.study.jobs import run_cell
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import Base, Batch, Budget, base_identity, cell_id, source_fingerprint
+from dynamics.study.run import Base, Batch, Budget
 from dynamics.train.log import read_log
 from dynamics.train.loop import Interrupted
 

@@ -12,8 +12,8 @@ from dynamics.errors import UserError
 from dynamics.model.convert import Params, export_model, import_model, read_config
 from dynamics.model.llama import LlamaConfig, init
 from dynamics.model.sharding import MeshShape
+from dynamics.study.identity import cell_id
 from dynamics.study.prepare import Workspace
-from dynamics.study.run import cell_id
 from dynamics.study.single import train_run
 
 from .tiny import RUN, changed
