@@ -1,8 +1,8 @@
 """Mixtures: variants of one volume set against the baseline, and the benchmarks that were asked of any cell.
 
-The baseline is the same size trained on curated records, every ability alike, at the largest volume; where no source is
-curated, the variant that has most cells. Mixtures have one volume each, so they have no curve; what they have is a score
-for each ability, and a difference from the baseline with the same items and seeds drawn on both sides.
+The baseline is the same size trained on curated records, every ability alike, at the largest volume; where no source
+is curated, the variant that has most cells. Mixtures have one volume each, so they have no curve; what they have is a
+score for each ability, and a difference from the baseline with the same items and seeds drawn on both sides.
 """
 
 import dataclasses

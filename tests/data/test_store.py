@@ -83,7 +83,7 @@ def test_equal_documents_give_an_equal_fingerprint(sound, tmp_path):
 def test_where_shards_end_changes_no_document_and_no_fingerprint(sound, tmp_path, per_shard):
     store = TokenStore.build(tmp_path / "store", documents(20), manifest={}, documents_per_shard=per_shard)
     assert len(store.shards) == -(-20 // per_shard)
-    assert store.fingerprint == TokenStore.open(sound).fingerprint == "86ff60c68db381dc"  # before there were branches, too
+    assert store.fingerprint == TokenStore.open(sound).fingerprint == "86ff60c68db381dc"  # as before branches
     for in_memory in (0, 1 << 30):
         again = TokenStore.open(store.folder, in_memory=in_memory)
         wanted = np.array([19, 0, 7, 8, 7, 13])
