@@ -193,8 +193,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
             label = "goal: ours at most this" if place == 0 else None
             bars.plot([result["goal"] * middle], [place], "d", color="tab:red", label=label)
     bars.set_yticks(range(len(peers)), [name for name, _ in peers])
-    bars.set(xlabel="CPU-seconds a pair", xlim=(0, None))
-    bars.margins(x=0.15)
+    longest = max(result["cpu_s_per_pair_range"][1] for _, result in peers)
+    bars.set(xlabel="CPU-seconds a pair", xlim=(0, 1.15 * longest))
     bars.axvline(report["peers"][OURS.name]["cpu_s_per_pair"], color="tab:blue", linestyle="--", linewidth=1)
     bars.legend(frameon=False)
     points = report.get("curve", {})
