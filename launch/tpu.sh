@@ -205,7 +205,13 @@ set -m
 attend() {
   "$@" </dev/null &
   child=$!
-  wait "$child" # a signal ends this script
+  # A signal ends this script while it waits; one that comes just before bash's wait is seen when that is over, so it
+  # waits a little at a time.
+  while kill -0 "$child" 2>/dev/null; do
+    sleep 0.2 >/dev/null 2>&1 &
+    wait "$!"
+  done
+  wait "$child"
   code=$?
   child=''
 }
