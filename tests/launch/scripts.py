@@ -1,6 +1,7 @@
 """What the tests of the launch scripts share: running one, and a stand-in for the program that it starts."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -23,7 +24,14 @@ def start(name: str | Path, *words: str, env: dict[str, str] | None = None, cwd:
     return subprocess.Popen(
         [str(LAUNCH / name), *words],
         env=quiet | (env or {}), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=hear_signals,
     )  # fmt: skip
+
+
+def hear_signals() -> None:
+    """A shell cannot trap what was ignored when it started, as signals may be in a process of the suite."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def run(

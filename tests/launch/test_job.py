@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from scripts import TRAIN, program, run, start
+from scripts import TRAIN, hear_signals, program, run, start
 
 CODES = {
     0: (0, "done"),
@@ -73,7 +73,8 @@ def test_ctrl_c_of_a_terminal_reaches_the_program_once(tmp_path: Path):
     stub = program(tmp_path / "dynamics", SAVES)
     job = subprocess.Popen(
         ["launch/job.sh", *TRAIN],
-        env=os.environ | {"DYNAMICS": str(stub)}, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"DYNAMICS": str(stub)}, stdout=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=hear_signals,
     )  # fmt: skip
     assert job.stdout is not None
     assert job.stdout.readline().startswith("ready")
@@ -103,6 +104,7 @@ def test_a_program_that_ends_at_the_signal_itself_does_not_lose_its_code(tmp_pat
             ["launch/job.sh", *TRAIN],
             env=os.environ | {"DYNAMICS": str(stub), "SLURM_STEP_ID": "0"},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            preexec_fn=hear_signals,
         )  # fmt: skip
         assert job.stdout is not None
         assert job.stdout.readline() == "ready\n"
